@@ -1,0 +1,39 @@
+"""The package's metadata; tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.13", "ruff>=0.9", "pyright>=1.1.390"],
+    "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10"],
+    "train": ["flax>=0.12", "optax>=0.2.5", "orbax-checkpoint>=0.11", "clu>=0.0.12"],
+    "data": ["grain>=0.2.10", "tensorflow-datasets>=4.9.8", "array_record>=0.7", "importlib_resources", "pillow>=10"],
+}
+
+setup(
+    name="diffusion_jax",
+    version="0.1.0",
+    description="Diffusion and flow models in JAX: pure functions from the forward process to the solver.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "diffrax>=0.7",
+        "jax>=0.10",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS | {"all": sorted({need for needs in EXTRAS.values() for need in needs})},
+    entry_points={"console_scripts": ["diffusion-jax = diffusion_jax.cli.main:run"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
