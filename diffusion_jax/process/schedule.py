@@ -7,6 +7,7 @@ Its velocity is dx/dt = alpha' x0 + sigma' eps. As a diffusion dx = f x dt + g d
 The second form of (1) has no cancellation, where d sigma^2/dt - 2 f sigma^2 does.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,14 @@ def ends_in_noise(schedule: Schedule) -> bool:
     """Say whether the span contains a time at which alpha is exactly 0: zero terminal SNR."""
     with jax.ensure_compile_time_eval():
         return float(schedule.alpha(schedule.span[1])) == 0.0
+
+
+def finite_span(schedule: Schedule) -> tuple[float, float]:
+    """Return the span, short of a noise end without any signal: there to where alpha is 1e-4 sigma."""
+    if not ends_in_noise(schedule):
+        return schedule.span
+    with jax.ensure_compile_time_eval():
+        return schedule.span[0], float(schedule.time(jnp.asarray(2 * math.log(1e-4))))
 
 
 def derivative(form: Callable[[Time], Array], t: Array) -> tuple[Array, Array]:

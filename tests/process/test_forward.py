@@ -93,8 +93,7 @@ def test_every_eta_keeps_the_marginal(name, eta, x64):
     np.testing.assert_allclose(share**2 + std**2, path.sigma(s) ** 2, rtol=1e-10)
     mean, _ = posterior(path, Estimate(one, zero), add_noise(path, one, zero, t), t, s, eta=eta)
     np.testing.assert_allclose(mean, path.alpha(s), rtol=1e-12)
-    if eta == 0:
-        np.testing.assert_array_equal(std, 0)
+    np.testing.assert_allclose(std, eta * posterior(path, Estimate(zero, one), zero, t, s)[1], rtol=1e-12)
 
 
 @every

@@ -62,7 +62,7 @@ def test_bins_share_the_whole_probability(mean, std):
     assert np.exp(np.asarray(log_p, np.float64)).sum() == pytest.approx(1, abs=2e-5)
 
 
-@pytest.mark.parametrize("std", [0.002, 0.02, 0.3, 3.0])
+@pytest.mark.parametrize("std", [0.002, 0.02, 0.3, 3.0, 100.0])
 def test_bins_are_differences_of_the_distribution_function(std):
     """In float64 and in float32, against SciPy's tails."""
     mean, half = 0.3, 1 / 255
