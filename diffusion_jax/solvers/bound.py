@@ -64,14 +64,14 @@ def discrete_bound(
         estimate = denoise(x, t)
         mean, std = posterior(schedule, Estimate(x0, eps), x, t, s)
         guess = posterior(schedule, estimate, x, t, s)[0]
-        spread = _spread(schedule, estimate, std, x, t, s)
+        spread = _spread(schedule, estimate, std, x, t=t, s=s)
         return total + _sum(kl(mean, std, guess, spread)), None
 
     count = times.shape[0] - 1
     zeros = jnp.zeros(x0.shape[0], x0.dtype)
     diffusion, _ = jax.lax.scan(term, zeros, (times[:-1], times[1:], jnp.arange(count)))
     ends = times[0], times[-1]
-    return Bound(*_ends(denoise, schedule, x0, advance(keys, count), ends, decoder, diffusion))
+    return Bound(*_ends(denoise, schedule, x0, advance(keys, count), ends=ends, decoder=decoder, diffusion=diffusion))
 
 
 def continuous_bound(
@@ -101,7 +101,8 @@ def continuous_bound(
         return total + (high - low) / (2 * samples) * _sum((eps - estimate.eps) ** 2), None
 
     diffusion, _ = jax.lax.scan(term, jnp.zeros(x0.shape[0], x0.dtype), jnp.arange(samples))
-    return Bound(*_ends(denoise, schedule, x0, advance(keys, samples), (late, early), decoder, diffusion))
+    last = advance(keys, samples)
+    return Bound(*_ends(denoise, schedule, x0, last, ends=(late, early), decoder=decoder, diffusion=diffusion))
 
 
 def density() -> Callable:
@@ -114,7 +115,7 @@ def discretised(*, levels: int = 256) -> Callable:
     return lambda x0, mean, std: discretised_log_likelihood(x0, mean, std, levels=levels)
 
 
-def _ends(denoise, schedule, x0, keys, ends, decoder, diffusion):
+def _ends(denoise, schedule, x0, keys, *, ends, decoder, diffusion):
     """The prior's and the decoder's term around the middle one."""
     decode = choose(DECODERS, decoder, "decoder")
     late, early = ends
@@ -125,7 +126,7 @@ def _ends(denoise, schedule, x0, keys, ends, decoder, diffusion):
     return prior, diffusion, -_sum(decode(x0, denoise(x, early).x0, sigma / alpha))
 
 
-def _spread(schedule, estimate, small, x, t, s):
+def _spread(schedule, estimate, small, x, *, t, s):
     """The model's standard deviation: the posterior's, or what the network made of it."""
     if not isinstance(estimate, LearnedEstimate):
         return small

@@ -33,7 +33,7 @@ def predictor_corrector(
         keys = advance(now.key, 1)
 
         def correct(x, index):
-            return x + _langevin(schedule, denoise, x, now.s, advance(keys, index), 2 * snr**2), None
+            return x + _langevin(schedule, denoise, x, now.s, advance(keys, index), size=2 * snr**2), None
 
         def corrected():
             return jax.lax.scan(correct, x, jnp.arange(corrections))[0]
@@ -70,7 +70,7 @@ def annealed_langevin(schedule: Schedule, *, corrections: int = 8, size: float =
             x, landing = carry
             estimate = when((index == 0) | ~clean, lambda: denoise(x, level))
             landing = jnp.where(index == 0, first_order(schedule, estimate, now.s, x), landing)
-            return (x + _move(schedule, estimate, x, level, advance(now.key, index), size), landing), None
+            return (x + _move(schedule, estimate, x, level, advance(now.key, index), size=size), landing), None
 
         (moved, landing), _ = jax.lax.scan(correct, (x, x), jnp.arange(corrections))
         return jnp.where(clean, landing, moved), memory
@@ -78,11 +78,11 @@ def annealed_langevin(schedule: Schedule, *, corrections: int = 8, size: float =
     return Solver("annealed_langevin", 1, lambda x: (), step, evaluations=corrections, stochastic=True)
 
 
-def _langevin(schedule, denoise, x, t, keys, size):
-    return _move(schedule, denoise(x, t), x, t, keys, size)
+def _langevin(schedule, denoise, x, t, keys, *, size):
+    return _move(schedule, denoise(x, t), x, t, keys, size=size)
 
 
-def _move(schedule, estimate, x, t, keys, size):
+def _move(schedule, estimate, x, t, keys, *, size):
     """The change of Eq. (1) with d = size sigma^2."""
     sigma = levels(schedule, t, x)[1]
     return sigma * ((2 * size) ** 0.5 * normal_like(keys, x) - size * estimate.eps)

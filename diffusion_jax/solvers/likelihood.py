@@ -76,7 +76,8 @@ def dequantize(integers: Array, key: Key, *, kind: Any = "uniform", indices: Any
     keys = example_keys(key, integers.shape[0] if indices is None else indices)
     kind = choose(DEQUANTIZATIONS, kind, "dequantization")
     noise, log_q = jax.vmap(lambda k: kind.draw(k, integers.shape[1:]))(keys)
-    x = (integers.astype(jnp.float32) + noise) / 128 - 1
+    # In float32, 255 and the last 2^-17 of a bin round to the next one.
+    x = (integers.astype(jnp.float32) + jnp.minimum(noise, 1 - 2.0**-16)) / 128 - 1
     return x, jnp.sum(log_q.reshape(log_q.shape[0], -1), axis=1)
 
 

@@ -127,10 +127,10 @@ def _adams(name, schedule, order, variable, start):
         mixed = jnp.tensordot(integral[1:], history.values[1:] - history.values[:1], 1)
         return levels(schedule, now.s, x)[0] * mixed
 
-    return _multistep(name, order, schedule, correction, "eps", start)
+    return _multistep(name, order, schedule, correction, "eps", start=start)
 
 
-def _multistep(name, order, schedule, correction: Callable, value: str, start: Any = None) -> Solver:
+def _multistep(name, order, schedule, correction: Callable, value: str, *, start: Any = None) -> Solver:
     """Wrap a correction to DDIM's step, made from the history of one half of the estimate, into a solver."""
     first = choose(ONE_STEP, start, "start", schedule) if start is not None else None
     claim = min(order, (first.order if first else 1) + 1)

@@ -56,7 +56,7 @@ def unipc(schedule: Schedule, *, order: int = 2, variant: str = "bh2", start: An
         inner, nodes = _nodes(schedule, history)
         if order > 1:
             # What `start` produced is better than a correction of lower order.
-            moved = _correction(schedule, history, x, memory.x, order, ratio, order if first else 1)
+            moved = _correction(schedule, history, x, memory.x, order=order, ratio=ratio, trusted=order if first else 1)
             sigma = levels(schedule, now.t, x)[1]
             x = x + moved
             estimate = estimate._replace(eps=estimate.eps + moved / jnp.where(sigma == 0, 1, sigma))
@@ -73,7 +73,7 @@ def unipc(schedule: Schedule, *, order: int = 2, variant: str = "bh2", start: An
     return Solver("unipc", claim, init, step)
 
 
-def _correction(schedule, history, x, base, order, ratio, trusted):
+def _correction(schedule, history, x, base, *, order, ratio, trusted):
     """Return what the corrector adds to `x`, which was predicted from `base` at the time before.
 
     The first `trusted` values are those of points that need no correction.
@@ -84,14 +84,14 @@ def _correction(schedule, history, x, base, order, ratio, trusted):
     held = (usable >= 1) & (history.filled > trusted)
     values = history.values[1:]
     new = history.values[0] - values[0]
-    change = _change(nodes[1:], nodes[0], values, jnp.maximum(usable, 1), ratio, new)
+    change = _change(nodes[1:], nodes[0], values, jnp.maximum(usable, 1), ratio, new=new)
     alpha, sigma = levels(schedule, t, x)
     alpha_before, sigma_before = levels(schedule, before, x)
     eps = (base - alpha_before * values[0]) / jnp.where(sigma_before == 0, 1, sigma_before)
     return jnp.where(held, alpha * (values[0] + change) + sigma * eps - x, 0)
 
 
-def _change(nodes, target, values, usable, ratio, new=None):
+def _change(nodes, target, values, usable, ratio, *, new=None):
     """Return -B sum rho D of Eq. (1) from the base values[0] at nodes[0] to `target`; `new` is the corrector's D."""
     count = len(nodes)
     h = target - nodes[0]

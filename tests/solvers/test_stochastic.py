@@ -19,7 +19,7 @@ from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.solvers.corrector import PREDICTORS
 from diffusion_jax.solvers.solver import sample
 from diffusion_jax.solvers.stochastic import DDPM_VARIANCES, DIFFUSIONS
-from diffusion_jax.types import Interval
+from diffusion_jax.types import Interval, LearnedEstimate
 from tests import laws
 from tests.solver_cases import SDE_CASES, two_dimensional
 
@@ -117,6 +117,18 @@ def test_the_variances_of_ddpm_bracket_the_truth(x64, variance, tape):
     off = [run("linear_beta", make, steps, tape)[1] / STD - 1 for steps in (100, 1000)]
     assert (off[0] < 0) == (variance == "fixed_small")
     assert abs(off[1]) < abs(off[0]) / 4
+
+
+@pytest.mark.parametrize("variance", sorted(DDPM_VARIANCES))
+def test_every_variance_of_ddpm_lies_between_the_small_and_the_large(x64, variance):
+    """Whatever the network asks for, from the one at fraction 0 to the other at 1."""
+    small, large = jnp.asarray(0.2), jnp.asarray(0.5)
+    fraction = jnp.linspace(0, 1, 5)
+    estimate = LearnedEstimate(fraction, fraction, fraction)
+    spread = np.broadcast_to(DDPM_VARIANCES[variance](estimate, small, large), fraction.shape)
+    assert np.all(np.diff(spread) >= 0)
+    np.testing.assert_allclose(spread[0], large if variance == "fixed_large" else small)
+    np.testing.assert_allclose(spread[-1], small if variance == "fixed_small" else large)
 
 
 def test_a_brownian_path_is_shared_by_both_halves(x64, tape):
