@@ -1,0 +1,114 @@
+"""The command line of every command that runs a config.
+
+    --config configs/NAME.py[:MODE] --workdir DIR [--config.KEY=VALUE ...]
+
+A key is a dotted path into the config. An entry such as `schedule`, which is a name with its keywords, is replaced
+as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine', 'offset': 0.01}"`.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from runpy import run_path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_jax.naming import suggestion
+
+
+class Arguments(NamedTuple):
+    """What a command was asked to do, and where to leave it."""
+
+    config: ConfigDict
+    workdir: Path
+
+
+def read(argv: Sequence[str]) -> Arguments:
+    """Read the command line, or raise an error that names the mistake and its remedy."""
+    source, argv = _take_config(list(argv))
+    config = load(source)
+    for argument in argv:
+        _check_key(config, argument)
+    values = flags.FlagValues()
+    config_flags.register_flag_parser_for_type(ConfigDict, _EntryParser())
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
+    extra = values(["diffusion_jax", *argv])[1:]
+    if extra:
+        raise ValueError(f"cannot place the argument '{extra[0]}'; options start with --, as in --config.steps=50.")
+    if not values.workdir:
+        raise ValueError("where should the results go? Give --workdir, as in --workdir runs/toy.")
+    if Path(values.workdir).exists() and not Path(values.workdir).is_dir():
+        raise ValueError(f"--workdir {values.workdir} is a file; it must be a folder, or not be there yet.")
+    return Arguments(values.config, Path(values.workdir))
+
+
+def load(source: str) -> ConfigDict:
+    """Return the locked config that a file's `get_config` makes; `source` is its path, with an optional `:mode`."""
+    name, _, mode = source.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(str(other) for other in Path("configs").glob("*.py") if other.stem != "base")
+        there = f" In configs/: {', '.join(known)}." if known else ""
+        raise ValueError(f"no config file at {name}.{suggestion(name, known) or there}")
+    root = next((folder for folder in path.resolve().parents if (folder / "configs" / "base.py").is_file()), None)
+    if root and str(root) not in sys.path:
+        sys.path.insert(0, str(root))  # configs import configs.base, wherever the command is given
+    made = run_path(str(path)).get("get_config")
+    if made is None:
+        raise ValueError(f"{name} has no function get_config(mode), so it is no config.")
+    return made(mode).lock()
+
+
+def _take_config(argv):
+    """Split --config off the command line; ml_collections reads the rest."""
+    for place, argument in enumerate(argv):
+        given = re.fullmatch(r"--?config(?:=(.*))?", argument)
+        if not given:
+            continue
+        if given[1]:
+            return given[1], argv[:place] + argv[place + 1 :]
+        if given[1] is None and place + 1 < len(argv):
+            return argv[place + 1], argv[:place] + argv[place + 2 :]
+    raise ValueError("which config? Give --config, as in --config configs/toy_2d.py.")
+
+
+def _check_key(config, argument):
+    given = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+    if not given:
+        return
+    here, path = config, "config"
+    for key in given[1].split("."):
+        if not isinstance(here, ConfigDict):
+            raise ValueError(f"{path} is {here!r} and has no parts; give it a value with --{path}=...")
+        if key not in here:
+            whole = f" To give it other keywords, replace it: --{path}=\"{{'name': ..., '{key}': ...}}\"."
+            raise ValueError(
+                f"{path} has no '{key}'.{suggestion(key, here)} It has: {', '.join(sorted(here))}."
+                f"{whole if 'name' in here else ''}"
+            )
+        here, path = here[key], f"{path}.{key}"
+
+
+class _EntryParser(flags.ArgumentParser):
+    """Read an entry of a config: a bare name, or a dict of the name and its keywords."""
+
+    def parse(self, argument):
+        if isinstance(argument, ConfigDict):
+            return argument
+        if re.fullmatch(r"\w+", argument):
+            return ConfigDict({"name": argument})
+        try:
+            entry = ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            entry = None
+        if not isinstance(entry, dict):
+            raise ValueError("give a name, or a dict such as \"{'name': 'cosine', 'offset': 0.01}\"")
+        return ConfigDict(entry)
+
+    def flag_type(self):
+        return "a name, or a dict of a name and its keywords"
