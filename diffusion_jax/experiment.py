@@ -54,5 +54,5 @@ def _entry(config, key, table, *args):
             f"{error} On the command line, {entry}={name} replaces the whole entry, and "
             f"{entry}=\"{{'name': '{name}', ...}}\" gives it keywords; {entry}.name={name} keeps the old ones."
         ) from None
-    except TypeError as error:
+    except (TypeError, ArithmeticError) as error:
         raise ValueError(f"config.{key} is {' '.join(str(spec).split())}: {error}.") from None

@@ -7,16 +7,17 @@ Scale 1 is the conditional model and 0 the unconditional one; papers that write 
 estimate carries is the conditional's. Scales are numbers, one for all or one per example, and may be traced.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.denoisers.network import Half
 from diffusion_jax.denoisers.threshold import shifted
-from diffusion_jax.process.schedule import against, as_float, rates
+from diffusion_jax.process.schedule import against, as_float, rates_within
 from diffusion_jax.types import Array, Denoiser, Schedule, Time
 
 
@@ -82,7 +83,7 @@ def zero_star(
     """Guide velocities from the best multiple of the unconditional one (CFG-Zero*, Fan et al. 2025, Algorithm 1).
 
     With a = <c, u> / <u, u> for each example: a u + scale (c - a u), and no velocity at all where t > `zero_above`.
-    The path's rates must be finite at t, as they are on its span.
+    Where a rate of the path is infinite, at an end, that of the span's end stands in.
     """
     pair = _pair("zero_star", conditional, unconditional, scale)
     if not 0 < zero_above <= 1:
@@ -90,7 +91,7 @@ def zero_star(
 
     def denoise(x, t):
         c, u = pair(x, t)
-        t, r = as_float(t), rates(schedule, t, x)
+        t, r = as_float(t), rates_within(schedule, t, x)
         of_c, of_u = (r.dalpha * e.x0 + r.dsigma * e.eps for e in (c, u))
         best = _quotient(_inner(of_c, of_u), _inner(of_u, of_u), otherwise=0.0) * of_u
         change = (against(jnp.asarray(scale), x) - 1) * (of_c - best)
@@ -142,9 +143,11 @@ def _pair(what, conditional, unconditional, scale) -> Callable[[Array, Time], An
             f"{what}: a guidance scale without a second model: {missing} is None. Give the denoiser under the null "
             "condition (or, for autoguidance, a weaker model), or use the one denoiser as it is, without guidance."
         )
-    if scale is None or (isinstance(scale, float) and not math.isfinite(scale)):
+    known = not isinstance(scale, Tracer)
+    if scale is None or np.ndim(scale) > 1 or (known and not np.all(np.isfinite(np.asarray(scale, np.float64)))):
         raise ValueError(
-            f"{what}: scale is {scale}; it must be a number: 1 is the conditional model, more is guidance."
+            f"{what}: scale is {scale}; it must be a number, or one for each example: 1 is the conditional model, "
+            "more is guidance."
         )
     if isinstance(conditional, Half) and isinstance(unconditional, Half) and conditional.both is unconditional.both:
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.naming import choose
 from diffusion_jax.process.prediction import PREDICTIONS, check_prediction, decompose
-from diffusion_jax.process.schedule import as_float, rates, wide
+from diffusion_jax.process.schedule import as_float, rates_within, wide
 from diffusion_jax.types import Apply, Array, Denoiser, Params, Schedule, Time
 
 
@@ -28,12 +30,20 @@ def make_denoiser(apply: Apply, params: Params, schedule: Schedule, *, predictio
     check_prediction(prediction, schedule)
 
     def denoise(x, t):
+        _check_time(t)
         t = as_float(t) if prediction.knows_data else jnp.minimum(as_float(t), schedule.span[1])
         output = apply(params, x, per_example(t, x), cond)
         _check_output(prediction, output, x)
-        return decompose(prediction, output, x, rates(schedule, t, x))
+        return decompose(prediction, output, x, rates_within(schedule, t, x))
 
     return denoise
+
+
+def _check_time(t):
+    if not isinstance(t, Tracer) and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= 1 + 1e-6)):
+        raise ValueError(
+            f"a denoiser's time runs in [0, 1]; got {np.asarray(t)}. Step i of T is (i + 1) / T: see World.time."
+        )
 
 
 @dataclass(frozen=True, eq=False)  # a tuple would be no function to JAX's transformations

@@ -134,12 +134,10 @@ def same_objective(a: Objective, b: Objective, *, tolerance: float = 1e-5, point
         learns = [arm.weighting.uncertainty is not None for arm in (a, b)]
         if learns[0] != learns[1]:
             return Verdict(False, float("nan"), 1.0, _ONE_LEARNS.format("first" if learns[0] else "second"))
-        # An uncertainty divides out every weight in the end, but not the density of the times.
-        compared = [arm._replace(weighting="constant", space="eps") if all(learns) else arm for arm in (a, b)]
         ends = [tuple(float(end) for end in support(arm.schedule)) for arm in (a, b)]
         low, high = max(ends[0][0], ends[1][0], -FARTHEST), min(ends[0][1], ends[1][1], FARTHEST)
         log_snr = jnp.linspace(low, high, points + 2)[1:-1]
-        first, second = (np.asarray(effective_weight(arm, log_snr)) for arm in compared)
+        first, second = (np.asarray(effective_weight(arm, log_snr)) for arm in (a, b))
     both_learn = f" {_BOTH_LEARN}" if all(learns) else ""
     supports = f"the first trains on log-SNR {_range(ends[0])}, the second on {_range(ends[1])}"
     if not low < high:
@@ -209,4 +207,7 @@ _ONE_LEARNS = (
     "Not the same objective: the {} divides the loss by an uncertainty learned from the network's own error, so that "
     "its weight moves during training; the other's is fixed."
 )
-_BOTH_LEARN = "Both learn their uncertainty, which divides out any other weight, so only their times were compared."
+_BOTH_LEARN = (
+    "Both learn an uncertainty: one resolved by level would divide a difference of weights out in the end, a single "
+    "number would not."
+)

@@ -82,6 +82,8 @@ def beta(
 def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0, end: float = 0.0) -> Array:
     """Space the square roots of the times evenly, denser near the data (Song et al. 2021a, Appendix D.2)."""
     _check_steps("quadratic", steps)
+    if min(start, end) < 0:
+        raise ValueError(f"quadratic: start is {start} and end {end}; times lie in [0, 1].")
     return checked(schedule, np.linspace(math.sqrt(start), math.sqrt(end), steps + 1) ** 2)
 
 

@@ -172,13 +172,16 @@ def from_log_snr(
 
 def _retimed(path, name, forward, back):
     """Eq. (1) with w = `forward`, whose inverse is `back`."""
+    span = max(back(path.span[0]), 0.0), min(back(path.span[1]), 1.0)
+    if not span[0] < span[1]:
+        raise ValueError(f"{name}: what is left of '{path.name}' lies outside its span {path.span}; keep more of it.")
     return assemble(
         name,
         alpha=lambda t: path.alpha(forward(t)),
         sigma=lambda t: path.sigma(forward(t)),
         log_snr=lambda t: path.log_snr(forward(t)),
         time=lambda log_snr: back(path.time(log_snr)),
-        span=(max(back(path.span[0]), 0.0), min(back(path.span[1]), 1.0)),
+        span=span,
     )
 
 

@@ -31,6 +31,17 @@ def rates(schedule: Schedule, t: Time, x: Array) -> Rates:
     return Rates(*(against(value, x) for value in (alpha, sigma, dalpha, dsigma)))
 
 
+def rates_within(schedule: Schedule, t: Time, x: Array) -> Rates:
+    """Evaluate `rates`, with a derivative that is infinite at an end of the path taken from the end of the span."""
+    exact = rates(schedule, t, x)
+    near = rates(schedule, jnp.clip(as_float(t), *schedule.span), x)
+    dalpha, dsigma = (
+        jnp.where(jnp.isfinite(value), value, other)
+        for value, other in ((exact.dalpha, near.dalpha), (exact.dsigma, near.dsigma))
+    )
+    return exact._replace(dalpha=dalpha, dsigma=dsigma)
+
+
 def levels(schedule: Schedule, t: Time, x: Array) -> tuple[Array, Array]:
     """Evaluate (alpha, sigma) at `t`, shaped to broadcast against `x`."""
     return against(schedule.alpha(t), x), against(schedule.sigma(t), x)

@@ -118,6 +118,10 @@ def sigmoid(*, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Sched
     """
     _increasing("sigmoid", start, end, positive=False)
     _positive("sigmoid", tau=tau)
+    if max(abs(start), abs(end)) > 40 * tau:
+        raise ValueError(
+            f"sigmoid: start / tau is {start / tau} and end / tau {end / tau}; beyond 40 float32 has no sigmoid left."
+        )
     whole = (end - start) / (2 * tau)
     log_c = math.log(math.cosh(end / (2 * tau)) / math.cosh(start / (2 * tau)))
 
@@ -182,13 +186,13 @@ def _minus_log_expm1(b):
 
 def _positive(what, **values):
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{what}: {name} is {value}; it must be greater than 0.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{what}: {name} is {value}; it must be greater than 0, and finite.")
 
 
 def _increasing(what, low, high, positive=True):
-    if not low < high or (positive and low <= 0):
-        need = "0 < low < high" if positive else "low < high"
+    if not -math.inf < low < high < math.inf or (positive and low <= 0):
+        need = "0 < low < high, and finite" if positive else "low < high, and finite"
         raise ValueError(f"{what}: its range is ({low}, {high}); it must be {need}.")
 
 

@@ -25,7 +25,7 @@ from diffusion_jax.process.forward import add_noise, fresh_fraction, posterior
 from diffusion_jax.process.gaussian import discretised_log_likelihood, kl, log_density
 from diffusion_jax.process.noise import advance, example_keys, normal_like
 from diffusion_jax.process.schedule import as_float, finite_span, levels, wide
-from diffusion_jax.solvers.solver import checked_times
+from diffusion_jax.solvers.solver import check_span, checked_times
 from diffusion_jax.types import Array, Denoiser, Estimate, Key, LearnedEstimate, Schedule
 
 
@@ -88,6 +88,7 @@ def continuous_bound(
     """Estimate Eq. (2) at `samples` stratified levels per example, uniform in log-SNR, and add the two ends of (1)."""
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"continuous_bound: samples is {samples}; it must be a whole number of at least 1.")
+    check_span("continuous_bound", span)
     x0, keys = _begin(x0, key, indices)
     early, late = (as_float(end).astype(x0.dtype) for end in (finite_span(schedule) if span is None else span))
     high, low = schedule.log_snr(early), schedule.log_snr(late)
@@ -144,6 +145,8 @@ def _check_end(schedule, times):
         return
     with jax.ensure_compile_time_eval():
         clean = float(schedule.sigma(np.asarray(times)[-1])) == 0
+    if np.asarray(times)[0] < np.asarray(times)[-1]:
+        raise ValueError("discrete_bound: the grid must fall from noise to data.")
     if clean:
         raise ValueError(
             "discrete_bound: the grid must end where some noise is left, and the decoder bridges the rest; "

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from diffusion_jax.naming import choose
 from diffusion_jax.process.noise import advance, example_keys
 from diffusion_jax.process.schedule import against, as_float, finite_span, levels, wide
+from diffusion_jax.solvers.solver import check_span
 from diffusion_jax.types import Array, Denoiser, Key, Schedule
 
 
@@ -42,6 +43,7 @@ def log_likelihood(
     `prior` is the log-density of x at the noise end of `span`, by default N(0, sigma^2), which sampling starts from.
     """
     _check(steps, probes, tolerance)
+    check_span("log_likelihood", span)
     x0 = x0.astype(wide(x0.dtype))
     early, late = (as_float(end).astype(x0.dtype) for end in (finite_span(schedule) if span is None else span))
     keys = example_keys(key, x0.shape[0] if indices is None else indices)

@@ -40,6 +40,8 @@ def sample(
     `x` is noise at times[0]; rising times run the other way, from data to noise. `indices` are the examples' global
     indices, 0, 1, 2, ... by default. The function is pure: jit it with whatever changes as an argument.
     """
+    if solver.stochastic and _rises(times):
+        raise ValueError(f"sample: {solver.name} adds noise on the way to data; only an ODE solver runs a rising grid.")
     times = checked_times(times)
     x = x.astype(wide(x.dtype))
     keys = example_keys(key, x.shape[0] if indices is None else indices)
@@ -67,6 +69,8 @@ def encode(
     """
     if solver.stochastic:
         raise ValueError(f"encode: {solver.name} adds fresh noise, so it cannot be run backwards; use an ODE solver.")
+    if _rises(times):
+        raise ValueError("encode: give the falling grid that sampling would use; it is taken backwards here.")
     if not isinstance(times, Tracer) and np.asarray(times)[-1] == 0:
         raise ValueError(
             "encode: the grid ends at t = 0, where x0 does not say what its noise is; end it inside the schedule's "
@@ -78,7 +82,10 @@ def encode(
 
 
 def evaluations(solver: Solver, times: Any, schedule: Schedule) -> int:
-    """Count the denoiser calls that `solver` claims for a concrete grid."""
+    """Count the denoiser calls that `solver` claims for a concrete grid.
+
+    From alpha = 0 a solver in log-SNR makes its first step with one call, so there it may make fewer.
+    """
     steps = len(times) - 1
     with jax.ensure_compile_time_eval():
         lands = float(schedule.sigma(np.asarray(times)[-1])) == 0.0
@@ -142,6 +149,16 @@ def when(flag: Array, compute: Callable[[], Any]) -> Any:
     """Compute if `flag`, else return zeros of the same structure without computing."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute))
     return jax.lax.cond(flag, compute, lambda: zeros)
+
+
+def check_span(what: str, span: tuple[float, float] | None) -> None:
+    """Refuse a span of times that does not run from data to noise within [0, 1]."""
+    if span is not None and not 0 <= span[0] < span[1] <= 1:
+        raise ValueError(f"{what}: span is {span}; it must be (early, late) with 0 <= early < late <= 1.")
+
+
+def _rises(times):
+    return not isinstance(times, Tracer) and np.ndim(times) == 1 and bool(np.asarray(times)[0] < np.asarray(times)[-1])
 
 
 def checked_times(times: Any) -> Array:

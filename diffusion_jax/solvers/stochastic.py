@@ -73,10 +73,13 @@ def euler_maruyama(schedule: Schedule, *, diffusion: str | Callable = "growth", 
     def step(denoise, x, now, memory):
         estimate, r = denoise(x, now.t), rates(schedule, now.t, x)
         length = against(as_float(now.t) - as_float(now.s), x)
-        w = scale * against(rate(as_float(now.t)), x)
+        # Rounding may take a rate below 0 at the noise end, and some are infinite there: then the step is DDIM's.
+        w = jnp.maximum(scale * against(rate(as_float(now.t)), x), 0)
+        regular_step = moving(schedule, now) & jnp.all(jnp.isfinite(w))
+        w = jnp.where(regular_step, w, 0)
         slope = r.dalpha * estimate.x0 + (r.dsigma + w / (2 * r.sigma)) * estimate.eps
         moved = x - length * slope + jnp.sqrt(w * length) * normal_like(now.key, x)
-        return jnp.where(moving(schedule, now), moved, first_order(schedule, estimate, now.s, x)), memory
+        return jnp.where(regular_step, moved, first_order(schedule, estimate, now.s, x)), memory
 
     return Solver("euler_maruyama", 1, _nothing, step, stochastic=scale > 0)
 
@@ -98,7 +101,11 @@ def edm(
         level = noise_to_signal(schedule, now.t)
         gamma = jnp.minimum(churn / jnp.maximum(now.count, 1), 2**0.5 - 1)
         gamma = jnp.where((level >= low) & (level <= high) & jnp.isfinite(level), gamma, 0)
-        raised = jnp.where(gamma > 0, time_of_ratio(schedule, level * (1 + gamma)), as_float(now.t))
+        t, last = as_float(now.t), schedule.span[1]
+        raised = jnp.where(gamma > 0, time_of_ratio(schedule, level * (1 + gamma)), t)
+        # The path ends somewhere: what cannot be raised is not.
+        raised = jnp.where(raised > last, jnp.maximum(t, last), raised)
+        gamma = jnp.where((gamma > 0) & (raised > t), noise_to_signal(schedule, raised) / level - 1, 0)
         alpha, (alpha_up, sigma_up) = levels(schedule, now.t, x)[0], levels(schedule, raised, x)
         added = sigma_up * jnp.sqrt(against(1 - (1 + gamma) ** -2, x))
         ratio = alpha_up / jnp.where(alpha == 0, 1, alpha)

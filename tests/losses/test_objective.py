@@ -151,10 +151,10 @@ SAME = {
         Objective(zero_terminal(TABLE), "x0", "min_snr", "stratified"),
         1,
     ),
-    "weights that a learned uncertainty divides out": (
-        Objective(COSINE, "v", "learned", "logit_normal"),
-        Objective(COSINE, "eps", {"name": "learned", "of": "p2"}, "logit_normal"),
-        1,
+    "equal weights under learned uncertainties": (
+        Objective(COSINE, "eps", "learned"),
+        Objective(COSINE, "x0", {"name": "learned", "of": "snr"}),
+        1.0,
     ),
 }
 
@@ -200,6 +200,10 @@ DIFFERENT = {
         Objective(COSINE, "eps", {"name": "sigmoid", "bias": 15.0}),
     ),
     "one learned uncertainty": (Objective(COSINE, "v"), Objective(COSINE, "v", "learned")),
+    "weights that only an uncertainty resolved by level would divide out": (
+        Objective(COSINE, "v", "learned", "logit_normal"),
+        Objective(COSINE, "eps", {"name": "learned", "of": "p2"}, "logit_normal"),
+    ),
     "learned uncertainties at other times": (
         Objective(COSINE, "v", "learned"),
         Objective(COSINE, "v", "learned", "logit_normal"),
@@ -231,7 +235,7 @@ def test_the_reason_says_what_differs_and_what_does_not():
     np.testing.assert_allclose(bump.deviation, 0.01 / 1.01, rtol=0.1)
     assert "at log-SNR 0.0" in bump.reason or "at log-SNR -0.0" in bump.reason
     assert "first divides" not in same_objective(*DIFFERENT["one learned uncertainty"]).reason
-    assert "only their times were compared" in same_objective(*DIFFERENT["learned uncertainties at other times"]).reason
+    assert "a single number would not" in same_objective(*DIFFERENT["learned uncertainties at other times"]).reason
 
 
 def test_different_supports_are_told_apart_from_different_weights():

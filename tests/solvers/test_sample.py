@@ -12,6 +12,7 @@ from diffusion_jax.denoisers.guidance import classifier_free
 from diffusion_jax.denoisers.network import make_denoiser
 from diffusion_jax.process.forward import prior
 from diffusion_jax.process.noise import example_keys
+from diffusion_jax.process.oracle import gaussian
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.solvers.multistep import POSITIONS
 from diffusion_jax.solvers.ode import ONE_STEP
@@ -249,6 +250,47 @@ def test_a_stochastic_solver_does_not_encode():
         encode(DATA.denoiser(RECTIFIED), SOLVERS["ancestral"](RECTIFIED), np.linspace(0.9, 0.1, 5), jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="end it inside the schedule's span"):
         encode(DATA.denoiser(RECTIFIED), SOLVERS["ddim"](RECTIFIED), np.linspace(0.9, 0.0, 5), jnp.ones((1, 2)))
+
+
+def test_only_an_ode_solver_runs_a_rising_grid():
+    rising = np.linspace(0.1, 0.9, 5)
+    with pytest.raises(ValueError, match="only an ODE solver"):
+        sample(DATA.denoiser(RECTIFIED), SOLVERS["ancestral"](RECTIFIED), rising, jnp.ones((1, 2)), KEY)
+    with pytest.raises(ValueError, match="give the falling grid"):
+        encode(DATA.denoiser(RECTIFIED), SOLVERS["ddim"](RECTIFIED), rising, jnp.ones((1, 2)))
+
+
+def test_churn_stays_on_the_path():
+    """Where the path ends, the noise level cannot be raised: the denoiser meets neither later times nor more noise."""
+    schedule, met = laws.SCHEDULE_CASES["alpha_bar"](), []
+    data = gaussian(jnp.zeros(2), jnp.ones(2))
+    exact = data.denoiser(schedule)
+
+    def watched(x, t):
+        jax.debug.callback(lambda t, spread: met.append((float(t), float(spread))), t, jnp.std(x))
+        return exact(x, t)
+
+    x = jax.random.normal(KEY, (2000, 2))
+    sample(watched, SOLVERS["edm"](schedule, churn=100.0), jnp.linspace(1, 0, 9), x, KEY)
+    jax.effects_barrier()
+    assert all(t <= schedule.span[1] and abs(spread - 1) < 0.1 for t, spread in met)
+
+
+@pytest.mark.parametrize("path", laws.ENDS_IN_NOISE)
+@pytest.mark.parametrize("diffusion", ["growth", "reverse_sde"])
+def test_euler_maruyama_is_finite_from_pure_noise(path, diffusion):
+    schedule = laws.SCHEDULE_CASES[path]()
+    solver = SOLVERS["euler_maruyama"](schedule, diffusion=diffusion)
+    x = jax.random.normal(KEY, (8, 2))
+    assert np.all(np.isfinite(sample(DATA.denoiser(schedule), solver, jnp.linspace(1, 0, 8), x, KEY)[0]))
+
+
+@pytest.mark.parametrize("path", laws.ENDS_IN_NOISE)
+def test_a_velocity_network_is_finite_from_pure_noise(path):
+    schedule = laws.SCHEDULE_CASES[path]()
+    denoise = make_denoiser(lambda params, x, t, cond: 0.5 * x, {}, schedule, prediction="velocity")
+    x = jax.random.normal(KEY, (8, 2))
+    assert np.all(np.isfinite(sample(denoise, SOLVERS["ddim"](schedule), jnp.linspace(1, 0, 8), x, KEY)[0]))
 
 
 def test_learned_variance_interpolates_the_two_of_ddpm():
