@@ -23,6 +23,8 @@ def choose(table: Mapping[str, Callable], spec: Any, what: str, *args: Any) -> A
         if "name" not in keywords:
             raise ValueError(f"{what} has no 'name'; got {keywords}. Known: {', '.join(sorted(table))}.")
         name = keywords.pop("name")
+    elif spec is None:
+        raise ValueError(f"{what} is None; name one of {', '.join(sorted(table))}.")
     else:
         return spec
     factory = lookup(table, name, what)

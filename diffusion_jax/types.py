@@ -78,8 +78,9 @@ LossFn: TypeAlias = Callable[[Params, Batch, Key], tuple[Array, Metrics]]
 class Solver(NamedTuple):
     """A step through reverse time and what it claims.
 
-    `order` is the claimed order of convergence and `evaluations` the claimed calls of the denoiser in a step;
-    a step onto sigma = 0 costs one call. Tests measure both.
+    `order` is the claimed order of convergence and `evaluations` the claimed calls of the denoiser in a step; a step
+    onto sigma = 0 costs one call. Another solver's first steps cost `opening`, one number a step, beside. Tests measure
+    all of them.
     """
 
     name: str
@@ -88,3 +89,4 @@ class Solver(NamedTuple):
     step: Step
     evaluations: int = 1
     stochastic: bool = False
+    opening: tuple[int, ...] = ()

@@ -25,10 +25,12 @@ SCHEDULE_CASES: dict[str, Callable[[], Schedule]] = {
     "tabulated": lambda: SCHEDULES["tabulated"](alpha=1 - _RISE, sigma=_RISE),
     "betas": lambda: SCHEDULES["betas"](values=np.linspace(1e-3, 0.4, 20)),
     "alpha_bar": lambda: SCHEDULES["alpha_bar"](values=np.cos(_ANGLE) ** 2),
+    "discrete": lambda: SCHEDULES["discrete"](world={"name": "squared_cosine", "steps": 20, "max_beta": 0.5}),
 }
 """Every entry of SCHEDULES, with the arguments it needs."""
 
-VARIANCE_PRESERVING = ("linear_beta", "cosine", "sigmoid", "trigonometric", "betas", "alpha_bar")
+TABLES = ("tabulated", "betas", "alpha_bar", "discrete")
+VARIANCE_PRESERVING = ("linear_beta", "cosine", "sigmoid", "trigonometric", "betas", "alpha_bar", "discrete")
 ENDS_IN_NOISE = ("cosine", "sigmoid", "rectified", "trigonometric")
 
 PACE_CASES: dict[str, dict] = {

@@ -48,6 +48,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     config, workdir = arguments.read(argv)
     parts = make_sampling(config)
     at_least(config, "count", 2)
+    _rehearse(parts)
     workdir.mkdir(parents=True, exist_ok=True)
     return partial(_run, config, workdir, parts)
 
@@ -70,6 +71,13 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, parts: Sampling) -> N
     with replacing(workdir / "paths.png") as file:
         _picture(config, parts, start=start, samples=samples, paths=paths).savefig(file, format="png", dpi=120)
     _report(metrics, workdir)
+
+
+def _rehearse(parts):
+    """Trace two samples without computing them: parts that do not fit each other say so here."""
+    denoise = parts.data.denoiser(parts.schedule)
+    x = jax.ShapeDtypeStruct((2, parts.data.means.shape[-1]), jnp.float32)
+    jax.eval_shape(lambda x: sample(denoise, parts.solver, parts.times, x, jax.random.key(0)), x)
 
 
 def _draw(config, parts):

@@ -48,6 +48,8 @@ def denoising_loss(
     loss and the number of examples in each bin of `bin_edges`, to be added over steps and devices; and, where the
     batch has one, the new `history`.
     """
+    if global_batch is not None:
+        _check_count("global_batch", global_batch)
     objective = check(Objective(schedule, prediction, weighting, times, space))
     uncertainty = uncertainty or objective.weighting.uncertainty
     edges = bin_edges(schedule, bins)
@@ -80,8 +82,7 @@ def denoising_loss(
 
 def bin_edges(schedule: Schedule, bins: int) -> np.ndarray:
     """Return the bins + 1 rising log-SNRs between which `bin_loss` and `bin_count` are summed."""
-    if bins < 1:
-        raise ValueError(f"denoising_loss: bins is {bins}; it must be at least 1.")
+    _check_count("bins", bins)
     low, high = (float(np.clip(float(end), -WIDEST, WIDEST)) for end in support(schedule))
     return np.linspace(low, high, bins + 1)
 
@@ -111,6 +112,11 @@ def squared_error(prediction: Prediction, output: Array, target: Array) -> Array
         )
     error = (output[..., :channels].astype(target.dtype) - target) ** 2
     return error.reshape(error.shape[0], -1).mean(1)
+
+
+def _check_count(word, value):
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"denoising_loss: {word} is {value}; it must be a whole number of at least 1.")
 
 
 def _in_bins(log_snr, values, edges):

@@ -48,7 +48,7 @@ def hybrid_loss(
     """
     if steps < 2:
         raise ValueError(f"hybrid_loss: steps is {steps}; the chain needs at least 2.")
-    schedule = _whole(schedule)
+    schedule = schedule._replace(span=(schedule.span[0], 1.0))  # the chain starts at pure noise
     kind = choose(PREDICTIONS, prediction, "prediction")
     kind = kind if kind.name == "learned_variance" else learned_variance(of=kind)
     check_prediction(kind, schedule)
@@ -99,13 +99,3 @@ def chain_terms(
     decoder = -discretised_log_likelihood(truth.x0, estimate.x0, std, levels=levels)
     term = jnp.where(first, decoder, kl_log_variance(away, low, jnp.zeros_like(x), log_variance))
     return term.reshape(term.shape[0], -1).mean(1) / math.log(2)
-
-
-def _whole(schedule):
-    """Extend a schedule to its noise end, where log-SNR may be -inf, or nan in a closed form that rounds below 0."""
-
-    def log_snr(t):
-        value = schedule.log_snr(t)
-        return jnp.where(schedule.alpha(t) == 0, -jnp.inf, value)
-
-    return schedule._replace(log_snr=log_snr, span=(schedule.span[0], 1.0))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.naming import choose
 from diffusion_jax.process import table
 from diffusion_jax.types import Schedule
 
@@ -104,6 +105,11 @@ def rescale_zero_terminal(betas: Any) -> np.ndarray:
         )
     left = (left - left[-1]) * left[0] / (left[0] - left[-1])
     return 1 - np.append(left[0], left[1:] / left[:-1]) ** 2
+
+
+def discrete(*, world: Any) -> Schedule:
+    """Lay a path through the steps of a world, named as in WORLDS: {"name": "scaled_linear", "steps": 1000}."""
+    return choose(WORLDS, world, "world").schedule
 
 
 def _check(what, steps, beta_start, beta_end):

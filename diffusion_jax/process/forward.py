@@ -6,8 +6,11 @@ r = 1 - exp(log_snr_t - log_snr_s):
     alpha_ts = alpha_t / alpha_s,        sigma_ts = sigma_t sqrt(r)                                          (1)
     x_s | x_t, x0 : mean = alpha_s x0 + sigma_s sqrt(1 - eta^2 r) eps,   std = eta sigma_s sqrt(r)           (2)
 
+    learned: log std = fraction log(sigma_t sqrt(r)) + (1 - fraction) log(sigma_s sqrt(r))                   (3)
+
 (2) is Song et al. 2021a, Eq. 7 and 16; eta = 1 is DDPM's posterior. r is never a difference of variances, so it
-stays in [0, 1] in float32 where sigma_s^2 - std^2 does not.
+stays in [0, 1] in float32 where sigma_s^2 - std^2 does not. (3) lies between the posterior's variance and the
+transition's (Nichol & Dhariwal 2021, Eq. 15).
 """
 
 import jax.numpy as jnp
@@ -37,6 +40,12 @@ def posterior(
     fresh = eta**2 * fresh_fraction(schedule, t, s, x)
     mean = alpha * estimate.x0 + sigma * jnp.sqrt(1 - fresh) * estimate.eps
     return mean, sigma * jnp.sqrt(fresh)
+
+
+def learned_std(small: Array, large: Array, fraction: Array) -> Array:
+    """Return the std that a network's `fraction` means between the posterior's and the transition's, Eq. (3)."""
+    known = jnp.where(small > 0, small, 1)
+    return jnp.where(small > 0, known * (large / known) ** fraction, 0)
 
 
 def fresh_fraction(schedule: Schedule, t: Time, s: Time, x: Array) -> Array:

@@ -46,18 +46,14 @@ def uniform_log_snr(
     schedule: Schedule, steps: int, *, sigma_max: float | None = None, sigma_min: float | None = None
 ) -> Array:
     """Space log-SNR evenly (Lu et al. 2022): sigma / alpha falls by a constant factor."""
-
-    def between(high, low, ramp):
-        return np.exp(math.log(high) + ramp * (math.log(low) - math.log(high)))
-
-    return _at_levels("uniform_log_snr", schedule, steps, between, sigma_max=sigma_max, sigma_min=sigma_min)
+    return _at_levels("uniform_log_snr", schedule, steps, _geometric, sigma_max=sigma_max, sigma_min=sigma_min)
 
 
 def exponential(
     schedule: Schedule, steps: int, *, sigma_max: float | None = None, sigma_min: float | None = None
 ) -> Array:
     """Space the logarithm of sigma / alpha evenly: another name for `uniform_log_snr`."""
-    return uniform_log_snr(schedule, steps, sigma_max=sigma_max, sigma_min=sigma_min)
+    return _at_levels("exponential", schedule, steps, _geometric, sigma_max=sigma_max, sigma_min=sigma_min)
 
 
 def beta(
@@ -130,12 +126,7 @@ def checked(schedule: Schedule, times: Any) -> Array:
     with jax.ensure_compile_time_eval():
         times = jnp.asarray(np.asarray(times, np.float64))
         values = np.asarray(times)
-        if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"grid: times must be one row of at least 2; got shape {values.shape}.")
-        shown = np.array2string(values, threshold=8, precision=6)
-        if not (np.all(values >= 0) and np.all(values <= 1)):
-            raise ValueError(f"grid: times must lie in [0, 1], from clean to noise; got {shown}.")
-        _check_monotone(values, shown)
+        check_row(values)
         finite = np.isfinite(np.asarray(schedule.log_snr(times)))
     if not np.all(finite[1:-1]):
         raise ValueError(
@@ -143,6 +134,25 @@ def checked(schedule: Schedule, times: Any) -> Array:
             f"only the first and the last time may lie outside its span {schedule.span}. Move or leave out these times."
         )
     return times
+
+
+def check_row(values: np.ndarray) -> None:
+    """Refuse times that are not one strictly falling or rising row within [0, 1]."""
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"times must be one row of at least 2; got shape {values.shape}. See GRIDS.")
+    shown = np.array2string(values, threshold=8, precision=6)
+    if not (np.all(values >= 0) and np.all(values <= 1)):
+        raise ValueError(f"times must lie in [0, 1], from clean to noise; got {shown}. See GRIDS.")
+    rises = np.diff(values)
+    if np.all(rises < 0) or np.all(rises > 0):
+        return
+    if np.all(rises <= 0) or np.all(rises >= 0):
+        same = values[:-1][rises == 0][0]
+        raise ValueError(
+            f"times must fall strictly, but the time {same:.6g} occurs twice in {values.dtype}. "
+            "Take fewer steps or another grid."
+        )
+    raise ValueError(f"times must fall strictly, or rise strictly to encode; got {shown}. See GRIDS.")
 
 
 def _at_levels(what, schedule, steps, between, *, sigma_max, sigma_min):
@@ -163,6 +173,10 @@ def _at_levels(what, schedule, steps, between, *, sigma_max, sigma_min):
     if sigma_min is None and count > 1:
         times[-1] = schedule.span[0]
     return checked(schedule, np.append(times, 0.0) if clean else times)
+
+
+def _geometric(high, low, ramp):
+    return np.exp(math.log(high) + ramp * (math.log(low) - math.log(high)))
 
 
 def _level(what, name, schedule, given, end):
@@ -196,16 +210,6 @@ def _check_steps(what, steps, most=None):
         raise ValueError(f"{what}: steps is {steps}; it must be a whole number, 1 or more.")
     if most is not None and steps > most:
         raise ValueError(f"{what}: steps is {steps}; a world of {most} steps has at most that many. Lower it.")
-
-
-def _check_monotone(values, shown):
-    rises = np.diff(values)
-    if np.all(rises < 0) or np.all(rises > 0):
-        return
-    if np.all(rises <= 0) or np.all(rises >= 0):
-        same = values[:-1][rises == 0][0]
-        raise ValueError(f"grid: the time {same:.6g} occurs twice in {values.dtype}. Take fewer steps or another grid.")
-    raise ValueError(f"grid: times must fall strictly, or rise strictly to encode; got {shown}.")
 
 
 def _beta_quantile(p, a, b):

@@ -15,6 +15,8 @@ from diffusion_jax.types import Array, Key
 def example_keys(key: Key, indices: Any) -> Key:
     """Give each example its own key: `indices` are global indices, or their number for 0, 1, 2, ..."""
     indices = jnp.arange(indices) if isinstance(indices, int) else jnp.asarray(indices)
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"indices must be one row of whole numbers; got {indices.dtype} of shape {indices.shape}.")
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 

@@ -221,6 +221,7 @@ def moons(*, std: float = 0.1, count: int = 32) -> Mixture:
 
 def spiral(*, arms: int = 2, turns: float = 1.25, std: float = 0.08, count: int = 64) -> Mixture:
     """Spiral arms out to radius 2, one class each, of `count` Gaussians each."""
+    _positive("spiral", arms=arms, turns=turns, std=std, count=count)
     # Square-root spacing puts the components at even distances along an arm.
     angle = 2 * np.pi * turns * np.sqrt((np.arange(count) + 0.5) / count)
     radius = 2 * angle / (2 * np.pi * turns)
@@ -230,11 +231,18 @@ def spiral(*, arms: int = 2, turns: float = 1.25, std: float = 0.08, count: int 
 
 def checkerboard(*, cells: int = 4, fine: int = 4) -> Mixture:
     """The dark squares of a board on [-2, 2]^2, one class each, every one of fine x fine Gaussians."""
+    _positive("checkerboard", cells=cells, fine=fine)
     side = 4 / cells
     inner = (np.arange(fine) + 0.5) / fine * side
     patch = np.stack(np.meshgrid(inner, inner), -1).reshape(-1, 2)
     dark = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
     return _evenly([patch + np.array([i, j]) * side - 2 for i, j in dark], side / fine / 2)
+
+
+def _positive(what, **values):
+    for word, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{what}: {word} is {value}; it must be greater than 0.")
 
 
 def _evenly(classes, std):

@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.process.discrete import discrete
 from diffusion_jax.process.schedule import schedule
 from diffusion_jax.process.table import alpha_bar, betas, tabulated
 from diffusion_jax.types import Schedule
@@ -208,4 +209,5 @@ SCHEDULES = {
     "tabulated": tabulated,
     "betas": betas,
     "alpha_bar": alpha_bar,
+    "discrete": discrete,
 }

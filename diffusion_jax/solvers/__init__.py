@@ -3,7 +3,7 @@
 from diffusion_jax.solvers.adaptive import adaptive, diffrax_step
 from diffusion_jax.solvers.corrector import annealed_langevin, predictor_corrector
 from diffusion_jax.solvers.multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms
-from diffusion_jax.solvers.ode import ddim, dpmpp_2s, euler, heun, midpoint, rk4
+from diffusion_jax.solvers.ode import ONE_STEP
 from diffusion_jax.solvers.stochastic import (
     ancestral,
     ddpm,
@@ -16,12 +16,7 @@ from diffusion_jax.solvers.stochastic import (
 from diffusion_jax.solvers.unipc import unipc
 
 SOLVERS = {
-    "ddim": ddim,
-    "euler": euler,
-    "heun": heun,
-    "midpoint": midpoint,
-    "rk4": rk4,
-    "dpmpp_2s": dpmpp_2s,
+    **ONE_STEP,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
     "unipc": unipc,

@@ -1,12 +1,7 @@
 """Any diffrax solver of the probability-flow ODE, by one adapter.
 
-The ODE is integrated in lambda = log(alpha / sigma) on the scaled state y = x / sqrt(alpha^2 + sigma^2). With the
-angle phi, cos(phi) = alpha / sqrt(alpha^2 + sigma^2),
-
-    dy/dlambda = -sin(phi) cos(phi) (cos(phi) eps - sin(phi) x0),                                            (1)
-
-which is bounded, smooth, and the same for every path and pace. lambda is infinite at sigma = 0 and at alpha = 0: a
-fixed step to or from there is DDIM's, and adaptive integration runs to the end of the span and goes on by DDIM.
+The ODE is integrated in lambda = log(alpha / sigma) as in `flow`. lambda is infinite at sigma = 0 and at alpha = 0:
+a fixed step to or from there is DDIM's, and adaptive integration runs to the end of the span and goes on by DDIM.
 """
 
 from typing import Any
@@ -15,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.naming import lookup
-from diffusion_jax.process.schedule import against, as_float, finite_span, levels
-from diffusion_jax.solvers.solver import first_order, regular
+from diffusion_jax.process.schedule import as_float, finite_span
+from diffusion_jax.solvers.flow import scaled_flow, size
+from diffusion_jax.solvers.solver import first_order, no_memory, regular
 from diffusion_jax.types import Array, Denoiser, Schedule, Solver, Time
 
 
@@ -30,14 +26,14 @@ def diffrax_step(schedule: Schedule, *, method: Any = "Tsit5") -> Solver:
             term, (a, b), y = _problem(schedule, denoise, x, now.t, now.s)
             state = inner.init(term, a, b, y, None)
             y = inner.step(term, a, b, y, None, state, made_jump=jnp.asarray(False))[0]
-            return y * _size(schedule, now.s, x)
+            return y * size(schedule, now.s, x)
 
         def land():
             return first_order(schedule, denoise(x, now.t), now.s, x)
 
         return jax.lax.cond(regular(schedule, now), integrate, land), memory
 
-    return Solver("diffrax_step", inner.order(None), _nothing, step, evaluations=stages)
+    return Solver("diffrax_step", inner.order(None), no_memory, step, evaluations=stages)
 
 
 def adaptive(schedule: Schedule, *, method: Any = "Tsit5", rtol: float = 1e-5, atol: float = 1e-5) -> Solver:
@@ -64,31 +60,21 @@ def adaptive(schedule: Schedule, *, method: Any = "Tsit5", rtol: float = 1e-5, a
             solution = diffrax.diffeqsolve(
                 term, inner, a, b, None, y, stepsize_controller=control, saveat=diffrax.SaveAt(t1=True), max_steps=4096
             )
-            return jax.tree.map(lambda leaf: leaf[0], solution.ys) * _size(schedule, s_in, x)
+            return jax.tree.map(lambda leaf: leaf[0], solution.ys) * size(schedule, s_in, x)
 
         x = jax.lax.cond(t_in == s_in, lambda: x, integrate)
         return jax.lax.cond(s == s_in, lambda: x, lambda: first_order(schedule, denoise(x, s_in), s, x)), memory
 
-    return Solver("adaptive", 0, _nothing, step, evaluations=0)
+    return Solver("adaptive", 0, no_memory, step, evaluations=0)
 
 
 def _problem(schedule: Schedule, denoise: Denoiser, x: Array, t: Time, s: Time):
-    """Return the diffrax term of Eq. (1), its interval of lambda, and the state at `t`."""
+    """Return the diffrax term of the flow, its interval of lambda, and the state at `t`."""
     import diffrax
 
+    flow = scaled_flow(denoise, schedule)
     ends = schedule.log_snr(t) / 2, schedule.log_snr(s) / 2
-
-    def field(half, y, _):
-        time = schedule.time(2 * half)
-        cos, sin = (against(jnp.sqrt(jax.nn.sigmoid(sign * 2 * half)), y) for sign in (1, -1))
-        estimate = denoise(y * _size(schedule, time, y), time)
-        return sin * cos * (sin * estimate.x0 - cos * estimate.eps)
-
-    return diffrax.ODETerm(field), ends, x / _size(schedule, t, x)
-
-
-def _size(schedule, t, x):
-    return jnp.hypot(*levels(schedule, t, x))
+    return diffrax.ODETerm(lambda half, y, _: flow(jnp.asarray(half), y)), ends, x / size(schedule, t, x)
 
 
 def _method(method):
@@ -102,7 +88,3 @@ def _method(method):
         if isinstance(value, type) and issubclass(value, diffrax.AbstractERK) and not name.startswith("Abstract")
     }
     return lookup(known, method, "diffrax method")()
-
-
-def _nothing(x):
-    return ()

@@ -21,7 +21,7 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax.naming import choose
-from diffusion_jax.process.forward import add_noise, fresh_fraction, posterior
+from diffusion_jax.process.forward import add_noise, learned_std, posterior, transition
 from diffusion_jax.process.gaussian import discretised_log_likelihood, kl, log_density
 from diffusion_jax.process.noise import advance, example_keys, normal_like
 from diffusion_jax.process.schedule import as_float, finite_span, levels, wide
@@ -64,7 +64,9 @@ def discrete_bound(
         estimate = denoise(x, t)
         mean, std = posterior(schedule, Estimate(x0, eps), x, t, s)
         guess = posterior(schedule, estimate, x, t, s)[0]
-        spread = _spread(schedule, estimate, std, x, t=t, s=s)
+        spread = std
+        if isinstance(estimate, LearnedEstimate):
+            spread = learned_std(std, transition(schedule, x, s, t)[1], estimate.fraction)
         return total + _sum(kl(mean, std, guess, spread)), None
 
     count = times.shape[0] - 1
@@ -125,14 +127,6 @@ def _ends(denoise, schedule, x0, keys, *, ends, decoder, diffusion):
     alpha, sigma = levels(schedule, early, x0)
     x = add_noise(schedule, x0, normal_like(keys, x0), early)
     return prior, diffusion, -_sum(decode(x0, denoise(x, early).x0, sigma / alpha))
-
-
-def _spread(schedule, estimate, small, x, *, t, s):
-    """The model's standard deviation: the posterior's, or what the network made of it."""
-    if not isinstance(estimate, LearnedEstimate):
-        return small
-    large = levels(schedule, t, x)[1] * jnp.sqrt(fresh_fraction(schedule, t, s, x))
-    return small * (large / small) ** estimate.fraction
 
 
 def _begin(x0, key, indices):

@@ -16,7 +16,7 @@ from diffusion_jax.naming import choose
 from diffusion_jax.process.noise import advance, normal_like
 from diffusion_jax.process.schedule import as_float, levels
 from diffusion_jax.solvers.ode import ONE_STEP
-from diffusion_jax.solvers.solver import first_order, when
+from diffusion_jax.solvers.solver import first_order, no_memory, when
 from diffusion_jax.solvers.stochastic import ancestral, ddpm, euler_maruyama
 from diffusion_jax.types import Schedule, Solver
 
@@ -44,7 +44,7 @@ def predictor_corrector(
     return Solver(
         "predictor_corrector",
         1,
-        lambda x: (),
+        no_memory,
         step,
         evaluations=first.evaluations + corrections,
         stochastic=True,
@@ -54,8 +54,9 @@ def predictor_corrector(
 def annealed_langevin(schedule: Schedule, *, corrections: int = 8, size: float = 0.7) -> Solver:
     """Equation (1) alone, with d = size sigma^2, while the level falls (Song & Ermon 2019, Alg. 1).
 
-    It needs many levels: from one to the next x / alpha stays, and only the mixing takes its noise away. The last step
-    is denoised.
+    It needs many levels: from one to the next x / alpha stays, and only the mixing takes its noise away. It mixes
+    within a mode, hardly between modes far apart, whose shares are those of the level at which they parted. The last
+    step is denoised.
     """
     _check("annealed_langevin", corrections=corrections, size=size)
 
@@ -75,7 +76,7 @@ def annealed_langevin(schedule: Schedule, *, corrections: int = 8, size: float =
         (moved, landing), _ = jax.lax.scan(correct, (x, x), jnp.arange(corrections))
         return jnp.where(clean, landing, moved), memory
 
-    return Solver("annealed_langevin", 1, lambda x: (), step, evaluations=corrections, stochastic=True)
+    return Solver("annealed_langevin", 1, no_memory, step, evaluations=corrections, stochastic=True)
 
 
 def _langevin(schedule, denoise, x, t, keys, *, size):

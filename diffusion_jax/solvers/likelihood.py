@@ -1,7 +1,6 @@
 """Exact likelihood by the probability flow (Song et al. 2021b, Sec. 4.3; Chen et al. 2018).
 
-On the scaled state y = x / sqrt(alpha^2 + sigma^2), with cos(phi) = alpha / sqrt(alpha^2 + sigma^2) and
-lambda = log(alpha / sigma), the flow is dy/dlambda = F = sin(phi) cos(phi) (sin(phi) x0 - cos(phi) eps), and
+With the scaled state y, the angle phi and the flow dy/dlambda = F of `flow`,
 
     log p(x0) = log p_prior(y_1) + int tr(dF/dy) dlambda + d log cos(phi_0),                                 (1)
 
@@ -18,7 +17,8 @@ import jax.numpy as jnp
 
 from diffusion_jax.naming import choose
 from diffusion_jax.process.noise import advance, example_keys
-from diffusion_jax.process.schedule import against, as_float, finite_span, levels, wide
+from diffusion_jax.process.schedule import as_float, finite_span, levels, wide
+from diffusion_jax.solvers.flow import scaled_flow, size
 from diffusion_jax.solvers.solver import check_span
 from diffusion_jax.types import Array, Denoiser, Key, Schedule
 
@@ -47,16 +47,15 @@ def log_likelihood(
     x0 = x0.astype(wide(x0.dtype))
     early, late = (as_float(end).astype(x0.dtype) for end in (finite_span(schedule) if span is None else span))
     keys = example_keys(key, x0.shape[0] if indices is None else indices)
-    field = _with_divergence(_flow(denoise, schedule), _trace(keys, probes, x0))
-    size = jnp.hypot(*levels(schedule, early, x0))
-    cos = levels(schedule, early, x0)[0] / size
+    field = _with_divergence(scaled_flow(denoise, schedule), _trace(keys, probes, x0))
+    cos = levels(schedule, early, x0)[0] / size(schedule, early, x0)
     state = cos * x0, jnp.zeros(x0.shape[0], x0.dtype)
     ends = schedule.log_snr(early) / 2, schedule.log_snr(late) / 2
     y, change = _adaptive(field, state, ends, tolerance) if steps is None else _runge_kutta(field, state, ends, steps)
-    latent = y * jnp.hypot(*levels(schedule, late, x0))
+    latent = y * size(schedule, late, x0)
     dimension = x0[0].size
     log_prior = _standard(schedule, late)(latent) if prior is None else prior(latent)
-    grown = jnp.log(jnp.hypot(*levels(schedule, late, x0))) * dimension  # from the density of x to that of y
+    grown = jnp.log(size(schedule, late, x0)) * dimension  # from the density of x to that of y
     return log_prior + grown + change + dimension * jnp.log(cos), latent
 
 
@@ -109,18 +108,6 @@ def truncated_normal(*, std: float = 0.3) -> Dequantization:
     return Dequantization("truncated_normal", draw)
 
 
-def _flow(denoise, schedule):
-    """F of Eq. (1) as a function of lambda and y."""
-
-    def flow(half, y):
-        time = schedule.time(2 * half)
-        cos, sin = (against(jnp.sqrt(jax.nn.sigmoid(sign * 2 * half)), y) for sign in (1, -1))
-        estimate = denoise(y * jnp.hypot(*levels(schedule, time, y)), time)
-        return sin * cos * (sin * estimate.x0 - cos * estimate.eps)
-
-    return flow
-
-
 def _with_divergence(flow, trace):
     return lambda half, state: trace(lambda y: flow(half, y), state[0])
 
@@ -133,7 +120,7 @@ def _trace(keys, probes, x):
         scale = 1
     else:
         draw = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))
-        vectors = jnp.stack([draw(advance(keys, probe)) for probe in range(probes)])
+        vectors = jax.vmap(lambda probe: draw(advance(keys, probe)))(jnp.arange(probes))
         scale = 1 / probes
 
     def trace(field, y):

@@ -150,7 +150,8 @@ def _multistep(name, order, schedule, correction: Callable, value: str, *, start
         begin = functools.partial(first.step, denoise, x, now, ())
         return jax.lax.cond(history.filled < order, lambda: begin()[0], go), history
 
-    return Solver(name, claim, init, step)
+    opening = (first.evaluations,) * (order - 1) if first else ()
+    return Solver(name, claim, init, step, opening=opening)
 
 
 def slope_of_data(schedule: Schedule, now: Interval, history: History) -> Array:
@@ -173,9 +174,13 @@ def push(history: History, value: Array, t: Any) -> History:
 
 def _usable(schedule, history):
     """Count the newest values whose lambda is finite; only the oldest can be at an end."""
+    return jnp.sum(inner(schedule, history))
+
+
+def inner(schedule: Schedule, history: History) -> Array:
+    """Say which values of the history are there and have a finite lambda."""
     filled = jnp.arange(history.times.shape[0]) < history.filled
-    inner = (schedule.alpha(history.times) != 0) & (schedule.sigma(history.times) != 0)
-    return jnp.sum(filled & inner)
+    return filled & (schedule.alpha(history.times) != 0) & (schedule.sigma(history.times) != 0)
 
 
 def _lambda_steps(schedule, now: Interval, history: History, back: int):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.naming import choose
 from diffusion_jax.process.schedule import against, as_float, derivative, levels, rates
-from diffusion_jax.solvers.solver import first_order, half_log_snr, regular, two_stages, when
+from diffusion_jax.solvers.solver import first_order, half_log_snr, no_memory, regular, two_stages, when
 from diffusion_jax.types import Array, Estimate, Interval, Schedule, Solver, Time
 
 
@@ -28,7 +28,7 @@ def ddim(schedule: Schedule) -> Solver:
     def step(denoise, x, now, memory):
         return first_order(schedule, denoise(x, now.t), now.s, x), memory
 
-    return Solver("ddim", 1, _nothing, step)
+    return Solver("ddim", 1, no_memory, step)
 
 
 def euler(schedule: Schedule, *, variable: str = "time") -> Solver:
@@ -67,7 +67,7 @@ def dpmpp_2s(schedule: Schedule) -> Solver:
         gain = jnp.where(finite, -levels(schedule, now.s, x)[0] * jnp.expm1(-jnp.where(finite, h, 1)), 0)
         return first_order(schedule, e, now.s, x) + gain * (m.x0 - e.x0), memory
 
-    return Solver("dpmpp_2s", 2, _nothing, step, evaluations=2)
+    return Solver("dpmpp_2s", 2, no_memory, step, evaluations=2)
 
 
 def middle_time(schedule: Schedule, t: Time, s: Time) -> Array:
@@ -166,11 +166,7 @@ def runge_kutta(name: str, order: int, schedule: Schedule, tableau: tuple, varia
         moved = var.restore(schedule, y + h * jnp.tensordot(jnp.asarray(weights, x.dtype), slopes, 1), s)
         return jnp.where(finite, moved, landing), memory
 
-    return Solver(name, order, _nothing, step, evaluations=len(nodes))
-
-
-def _nothing(x):
-    return ()
+    return Solver(name, order, no_memory, step, evaluations=len(nodes))
 
 
 VARIABLES = {"time": lambda: TIME, "sigma": lambda: SIGMA}

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from diffusion_jax.process.grid import check_row
 from diffusion_jax.process.noise import advance, example_keys
 from diffusion_jax.process.schedule import against, as_float, levels, wide
 from diffusion_jax.types import Array, Denoiser, Interval, Key, Schedule, Solver, Time
@@ -89,7 +90,10 @@ def evaluations(solver: Solver, times: Any, schedule: Schedule) -> int:
     steps = len(times) - 1
     with jax.ensure_compile_time_eval():
         lands = float(schedule.sigma(np.asarray(times)[-1])) == 0.0
-    return solver.evaluations * steps - (solver.evaluations - 1) * lands
+    opening = solver.opening[:steps]
+    if lands and opening and len(opening) == steps:
+        opening = (*opening[:-1], 1)
+    return solver.evaluations * steps - (solver.evaluations - 1) * lands + sum(opening)
 
 
 def progress(times: Any, *, label: str = "sampling") -> Observer:
@@ -109,6 +113,11 @@ def progress(times: Any, *, label: str = "sampling") -> Observer:
         jax.debug.callback(lambda index, _: advance_bar(index), now.index, x.ravel()[0])
 
     return observe
+
+
+def no_memory(x: Array) -> tuple[()]:
+    """Start a solver that keeps nothing from step to step."""
+    return ()
 
 
 def first_order(schedule: Schedule, estimate: Any, s: Time, x: Array) -> Array:
@@ -165,15 +174,5 @@ def checked_times(times: Any) -> Array:
     """Return a grid as an array, refusing what is wrong with one whose values are known."""
     if isinstance(times, Tracer):
         return as_float(times)
-    values = np.asarray(times)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"times must be one row of at least 2; got shape {values.shape}. See GRIDS.")
-    steps = np.diff(values)
-    if not (np.all(steps < 0) or np.all(steps > 0)):
-        raise ValueError(
-            "times must fall strictly from noise to data (or rise strictly, to encode); "
-            f"got {np.array2string(values, threshold=8, precision=4)}. See GRIDS."
-        )
-    if values.min() < 0 or values.max() > 1:
-        raise ValueError(f"times must lie in [0, 1]; got [{values.min():.6g}, {values.max():.6g}]. See GRIDS.")
+    check_row(np.asarray(times))
     return as_float(times)

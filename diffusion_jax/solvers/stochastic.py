@@ -19,13 +19,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from diffusion_jax.naming import lookup
-from diffusion_jax.process.forward import fresh_fraction, posterior
+from diffusion_jax.process.forward import fresh_fraction, learned_std, posterior, transition
 from diffusion_jax.process.noise import advance, normal_like
 from diffusion_jax.process.schedule import against, as_float, derivative, drift_and_diffusion, levels, rates
 from diffusion_jax.solvers.multistep import push, remember, slope_of_data
 from diffusion_jax.solvers.ode import heun, middle_time, moving, noise_to_signal, time_of_ratio
-from diffusion_jax.solvers.solver import first_order, half_log_snr, regular, two_stages
-from diffusion_jax.types import Interval, Schedule, Solver
+from diffusion_jax.solvers.solver import first_order, half_log_snr, no_memory, regular, two_stages
+from diffusion_jax.types import Interval, LearnedEstimate, Schedule, Solver
 
 
 def ancestral(schedule: Schedule, *, eta: float = 1.0) -> Solver:
@@ -36,7 +36,7 @@ def ancestral(schedule: Schedule, *, eta: float = 1.0) -> Solver:
         mean, std = posterior(schedule, denoise(x, now.t), x, now.t, now.s, eta=eta)
         return mean + std * normal_like(now.key, x), memory
 
-    return Solver("ancestral", 1, _nothing, step, stochastic=eta > 0)
+    return Solver("ancestral", 1, no_memory, step, stochastic=eta > 0)
 
 
 def ddpm(schedule: Schedule, *, variance: str = "fixed_small") -> Solver:
@@ -49,11 +49,10 @@ def ddpm(schedule: Schedule, *, variance: str = "fixed_small") -> Solver:
     def step(denoise, x, now, memory):
         estimate = denoise(x, now.t)
         mean, small = posterior(schedule, estimate, x, now.t, now.s)
-        large = levels(schedule, now.t, x)[1] * jnp.sqrt(fresh_fraction(schedule, now.t, now.s, x))
-        std = jnp.where(small > 0, spread(estimate, jnp.where(small > 0, small, 1), large), 0)
+        std = jnp.where(small > 0, spread(estimate, small, transition(schedule, x, now.s, now.t)[1]), 0)
         return mean + std * normal_like(now.key, x), memory
 
-    return Solver("ddpm", 1, _nothing, step, stochastic=True)
+    return Solver("ddpm", 1, no_memory, step, stochastic=True)
 
 
 def euler_ancestral(schedule: Schedule, *, eta: float = 1.0) -> Solver:
@@ -81,7 +80,7 @@ def euler_maruyama(schedule: Schedule, *, diffusion: str | Callable = "growth", 
         moved = x - length * slope + jnp.sqrt(w * length) * normal_like(now.key, x)
         return jnp.where(regular_step, moved, first_order(schedule, estimate, now.s, x)), memory
 
-    return Solver("euler_maruyama", 1, _nothing, step, stochastic=scale > 0)
+    return Solver("euler_maruyama", 1, no_memory, step, stochastic=scale > 0)
 
 
 def edm(
@@ -112,7 +111,7 @@ def edm(
         x = jnp.where(against(gamma, x) > 0, ratio * x + inflate * added * normal_like(now.key, x), x)
         return inner.step(denoise, x, now._replace(t=raised), memory)
 
-    return Solver("edm", 2, _nothing, step, evaluations=2, stochastic=churn > 0)
+    return Solver("edm", 2, no_memory, step, evaluations=2, stochastic=churn > 0)
 
 
 def dpmpp_sde(schedule: Schedule, *, eta: float = 1.0) -> Solver:
@@ -139,7 +138,7 @@ def dpmpp_sde(schedule: Schedule, *, eta: float = 1.0) -> Solver:
         share = jnp.sqrt(jnp.where(finite, _brownian_share(schedule, now, middle, x), 0))
         return mean + std * (share * z_middle + jnp.sqrt(1 - share**2) * z_rest), memory
 
-    return Solver("dpmpp_sde", 1, _nothing, step, evaluations=2, stochastic=eta > 0)
+    return Solver("dpmpp_sde", 1, no_memory, step, evaluations=2, stochastic=eta > 0)
 
 
 def dpmpp_2m_sde(schedule: Schedule, *, eta: float = 1.0) -> Solver:
@@ -174,18 +173,23 @@ def _share(name, eta):
         raise ValueError(f"{name}: eta is {eta}; it must be in [0, 1], from the ODE to the full posterior noise.")
 
 
-def _nothing(x):
-    return ()
-
-
 def _growth(schedule):
     return lambda t: derivative(lambda u: schedule.sigma(u) ** 2, t)[1]
+
+
+def _learned(estimate, small, large):
+    if not isinstance(estimate, LearnedEstimate):
+        raise ValueError(
+            "ddpm: variance 'learned' needs a network of prediction 'learned_variance'; this denoiser has no variance. "
+            "Take 'fixed_small' or 'fixed_large'."
+        )
+    return learned_std(small, large, estimate.fraction)
 
 
 DDPM_VARIANCES = {
     "fixed_small": lambda estimate, small, large: small,
     "fixed_large": lambda estimate, small, large: large,
-    "learned": lambda estimate, small, large: small * (large / small) ** estimate.fraction,
+    "learned": _learned,
 }
 
 DIFFUSIONS = {

@@ -19,7 +19,7 @@ import numpy as np
 
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.process.schedule import levels
-from diffusion_jax.solvers.multistep import History, push, remember
+from diffusion_jax.solvers.multistep import History, inner, push, remember
 from diffusion_jax.solvers.ode import ONE_STEP
 from diffusion_jax.solvers.solver import first_order, regular
 from diffusion_jax.types import Array, Schedule, Solver
@@ -53,14 +53,14 @@ def unipc(schedule: Schedule, *, order: int = 2, variant: str = "bh2", start: An
     def step(denoise, x, now, memory):
         estimate = denoise(x, now.t)
         history = push(memory.history, estimate.x0, now.t)
-        inner, nodes = _nodes(schedule, history)
+        finite, nodes = _nodes(schedule, history)
         if order > 1:
             # What `start` produced is better than a correction of lower order.
             moved = _correction(schedule, history, x, memory.x, order=order, ratio=ratio, trusted=order if first else 1)
             sigma = levels(schedule, now.t, x)[1]
             x = x + moved
             estimate = estimate._replace(eps=estimate.eps + moved / jnp.where(sigma == 0, 1, sigma))
-        usable = jnp.where(regular(schedule, now), jnp.minimum(inner, order), 1)
+        usable = jnp.where(regular(schedule, now), jnp.minimum(finite, order), 1)
         target = jnp.where(regular(schedule, now), schedule.log_snr(now.s) / 2, nodes[0] + 1).astype(x.dtype)
         change = _change(nodes[:order], target, history.values[:order], usable, ratio)
         alpha = levels(schedule, now.s, x)[0]
@@ -70,7 +70,8 @@ def unipc(schedule: Schedule, *, order: int = 2, variant: str = "bh2", start: An
             x_s = jax.lax.cond(history.filled < order, lambda: begin()[0], lambda: x_s)
         return x_s, Memory(history, x)
 
-    return Solver("unipc", claim, init, step)
+    opening = (first.evaluations,) * (order - 1) if first else ()
+    return Solver("unipc", claim, init, step, opening=opening)
 
 
 def _correction(schedule, history, x, base, *, order, ratio, trusted):
@@ -78,9 +79,9 @@ def _correction(schedule, history, x, base, *, order, ratio, trusted):
 
     The first `trusted` values are those of points that need no correction.
     """
-    inner, nodes = _nodes(schedule, history)
+    finite, nodes = _nodes(schedule, history)
     t, before = history.times[0], history.times[1]
-    usable = jnp.minimum(inner - 1, order)
+    usable = jnp.minimum(finite - 1, order)
     held = (usable >= 1) & (history.filled > trusted)
     values = history.values[1:]
     new = history.values[0] - values[0]
@@ -151,11 +152,10 @@ def _vandermonde(nodes, b):
 def _nodes(schedule, history):
     """Return how many of the newest values have a finite lambda, and the lambdas; the others are only distinct."""
     times = history.times
-    filled = jnp.arange(times.shape[0]) < history.filled
-    inner = filled & (schedule.alpha(times) != 0) & (schedule.sigma(times) != 0)
-    half = jnp.where(inner, schedule.log_snr(jnp.where(inner, times, 0.5)) / 2, 0)
-    nodes = jnp.where(inner, half, jnp.max(half) + 1)
-    return jnp.sum(inner), nodes.astype(history.values.dtype)
+    known = inner(schedule, history)
+    half = jnp.where(known, schedule.log_snr(jnp.where(known, times, 0.5)) / 2, 0)
+    nodes = jnp.where(known, half, jnp.max(half) + 1)
+    return jnp.sum(known), nodes.astype(history.values.dtype)
 
 
 VARIANTS = {"bh1": lambda phis: jnp.ones_like(phis[0]), "bh2": lambda phis: phis[0]}

@@ -97,6 +97,10 @@ MISTAKES = {
         "'cosine' does not take 'beta_max'. It belongs to linear_beta, sub_vp. It takes: offset. Remove it. "
         "On the command line, --config.schedule=cosine replaces the whole entry",
     ),
+    "no variance": (
+        ["--config.solver={'name': 'ddpm', 'variance': 'learned'}"],
+        "ddpm: variance 'learned' needs a network of prediction 'learned_variance'",
+    ),
     "needs": (["--config.pace=shift"], "pace 'shift' needs 'factor'. On the command line, --config.pace=shift"),
 }
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_jax.process.noise import advance, example_keys, normal_like
 
@@ -44,6 +45,12 @@ def test_noise_is_standard_normal_in_float32_or_better():
     assert len(np.unique(x)) > 0.99 * x.size  # bfloat16 would have a few thousand values
     assert abs(x.mean()) < 5 / np.sqrt(x.size)
     assert abs(x.var() - 1) < 5 * np.sqrt(2 / x.size)
+
+
+@pytest.mark.parametrize("indices", [np.arange(3.0), np.zeros((2, 2), int), np.asarray(3)])
+def test_indices_are_one_row_of_whole_numbers(indices):
+    with pytest.raises(ValueError, match="one row of whole numbers"):
+        example_keys(KEY, indices)
 
 
 def test_noise_follows_float64(x64):

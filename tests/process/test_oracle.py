@@ -259,6 +259,8 @@ def test_examples_may_have_any_shape_and_mixtures_may_be_traced():
         (lambda: oracle.gaussian([0.0, 0.0], covariance=np.ones((3, 3))), "covariances are"),
         (lambda: oracle.gaussian([0.0, 0.0], covariance=np.diag([1.0, -1.0])), "negative eigenvalue"),
         (lambda: oracle.mixture_2d().conditional(9), "label 9"),
+        (lambda: oracle.spiral(arms=0), "arms is 0"),
+        (lambda: oracle.checkerboard(cells=0), "cells is 0"),
         (lambda: oracle.mixture_2d().measured(np.eye(3), np.zeros(3), 1.0), "matrix is"),
     ],
 )

@@ -16,7 +16,7 @@ from tests import laws
 from tests.solver_cases import two_dimensional
 
 KEY = jax.random.key(5)
-PATHS = sorted(set(laws.SCHEDULE_CASES) - {"tabulated", "betas", "alpha_bar"})
+PATHS = sorted(set(laws.SCHEDULE_CASES) - set(laws.TABLES))
 
 
 def evaluate(path, data, x0, exact_prior=True, **options):

@@ -141,9 +141,13 @@ def test_a_brownian_path_is_shared_by_both_halves(x64, tape):
     assert float(part) == pytest.approx((levels[0] - levels[1]) / (levels[0] - levels[2]))
 
 
+# Langevin steps alone do not carry weight from mode to mode, as its docstring says.
+CARRIERS = [case for case in SDE_CASES if case.name != "annealed_langevin"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", SDE_CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", CARRIERS, ids=lambda case: case.label)
 def test_draws_of_a_mixture(case, path):
     """In float32, as users run it: 20,000 draws have the mixture's moments within four standard errors and the bias."""
     schedule, data = laws.SCHEDULE_CASES[path](), two_dimensional()["mixture"]
