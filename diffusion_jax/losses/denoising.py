@@ -21,7 +21,7 @@ from diffusion_jax.process.forward import add_noise
 from diffusion_jax.process.noise import example_keys, normal_like
 from diffusion_jax.process.prediction import Prediction, compose
 from diffusion_jax.process.schedule import as_float, rates
-from diffusion_jax.types import Apply, Array, Batch, Estimate, LossFn, Metrics, Params, Schedule
+from diffusion_jax.types import Apply, Array, Batch, Estimate, Key, LossFn, Metrics, Params, Schedule
 
 WIDEST = 20.0  # bins of log-SNR do not reach beyond; what lies there falls into the outermost
 
@@ -43,10 +43,11 @@ def denoising_loss(
     The batch holds `x`, images in float, and if wanted `cond`, `index`, each example's place in the global batch
     (0, 1, ... by default), and `history`, the state of loss-adaptive times. Noise and time of an example depend on
     `key` and its index alone; `global_batch` (this batch's size by default) is what stratified times are spread over.
+    The network finds keys for its dropout, one per example, in `cond["dropout"]`.
 
-    Metrics: `loss`; `mse`, in the space of the network's output; `bin_loss` and `bin_count` (bins,), the sum of the
-    loss and the number of examples in each bin of `bin_edges`, to be added over steps and devices; and, where the
-    batch has one, the new `history`.
+    Metrics, all of them means over the batch: `loss`; `mse`, in the space of the network's output; `bin_loss` and
+    `bin_share` (bins,), what each bin of `bin_edges` contributes to the loss and to the examples, so that their ratio is
+    the loss in the bin; and, where the batch has one, the new `history`.
     """
     if global_batch is not None:
         _check_count("global_batch", global_batch)
@@ -58,12 +59,12 @@ def denoising_loss(
         x0, index = read_batch(batch)
         history = batch.get("history")
         drawn = settle(objective.times, history)
-        time_key, noise_key = jax.random.split(key)
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = draw_times(drawn, schedule, time_key, index, total=global_batch or x0.shape[0], dtype=x0.dtype)
         eps = normal_like(example_keys(noise_key, index), x0)
         x = add_noise(schedule, x0, eps, t)
         target = compose(objective.prediction, Estimate(x0, eps), rates(schedule, t, x))
-        error = squared_error(objective.prediction, apply(params, x, t, batch.get("cond")), target)
+        error = squared_error(objective.prediction, apply(params, x, t, with_dropout(batch, dropout_key, index)), target)
         log_snr = schedule.log_snr(t)
         example_loss = multiplier(objective, t) * error
         if uncertainty is not None:
@@ -71,8 +72,7 @@ def denoising_loss(
             example_loss = example_loss * jnp.exp(-u) + u
         counted = example_loss * importance_weight(drawn, schedule, t)
         loss = counted.mean()
-        sums, counts = _in_bins(log_snr, counted, edges)
-        metrics: Metrics = {"loss": loss, "mse": error.mean(), "bin_loss": sums, "bin_count": counts}
+        metrics: Metrics = {"loss": loss, "mse": error.mean(), **_in_bins(log_snr, counted, edges)}
         if history is not None:
             metrics["history"] = update_history(history, t, jax.lax.stop_gradient(example_loss))
         return loss, metrics
@@ -101,6 +101,11 @@ def read_batch(batch: Batch) -> tuple[Array, Array]:
     return as_float(x), index
 
 
+def with_dropout(batch: Batch, key: Key, index: Array) -> dict[str, Any]:
+    """Return a batch's conditions and the keys of its examples' dropout."""
+    return {**(batch.get("cond") or {}), "dropout": example_keys(key, index)}
+
+
 def squared_error(prediction: Prediction, output: Array, target: Array) -> Array:
     """Return each example's mean squared error in the target's dtype; channels of a learned variance are left out."""
     channels = target.shape[-1]
@@ -120,8 +125,8 @@ def _check_count(word, value):
 
 
 def _in_bins(log_snr, values, edges):
-    """Sum the values and count them by bin of log-SNR."""
+    """Split the mean of the values, and of 1, by bin of log-SNR."""
     bins = len(edges) - 1
     which = jnp.searchsorted(jnp.asarray(edges[1:-1], log_snr.dtype), log_snr, side="right")
-    empty = jnp.zeros(bins, values.dtype)
-    return empty.at[which].add(values), empty.at[which].add(1.0)
+    empty, share = jnp.zeros(bins, values.dtype), 1 / values.shape[0]
+    return {"bin_loss": empty.at[which].add(values * share), "bin_share": empty.at[which].add(share)}

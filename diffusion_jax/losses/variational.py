@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.losses.denoising import read_batch, squared_error
+from diffusion_jax.losses.denoising import read_batch, squared_error, with_dropout
 from diffusion_jax.naming import choose
 from diffusion_jax.process.forward import add_noise, posterior, transition
 from diffusion_jax.process.gaussian import discretised_log_likelihood, kl_log_variance
@@ -55,14 +55,14 @@ def hybrid_loss(
 
     def loss_fn(params, batch, key):
         x0, index = read_batch(batch)
-        step_key, noise_key = jax.random.split(key)
+        step_key, noise_key, dropout_key = jax.random.split(key, 3)
         draw = lambda key: jax.random.randint(key, (), 1, steps + 1)  # noqa: E731
         step = jax.vmap(draw)(example_keys(step_key, index))
         t = step.astype(x0.dtype) / steps
         eps = normal_like(example_keys(noise_key, index), x0)
         x = add_noise(schedule, x0, eps, t)
         r = rates(schedule, t, x)
-        output = apply(params, x, t, batch.get("cond"))
+        output = apply(params, x, t, with_dropout(batch, dropout_key, index))
         mse = squared_error(kind, output, compose(kind, Estimate(x0, eps), r)).mean()
         estimate: Any = decompose(kind, output, x, r)
         fixed = LearnedEstimate(*jax.lax.stop_gradient((estimate.x0, estimate.eps)), estimate.fraction)

@@ -83,7 +83,7 @@ def test_so_it_is_for_all_times(name, batch):
 
 def simple(params, x, t, cond):
     """A network like no posterior mean."""
-    return params["bias"][None] + jnp.tanh(x) * t[:, None] + (0 if cond is None else cond["shift"])
+    return params["bias"][None] + jnp.tanh(x) * t[:, None] + cond.get("shift", 0)
 
 
 @pytest.mark.parametrize("times", ["uniform", {"name": "stratified", "of": {"name": "importance", "of": "mode"}}])
@@ -97,7 +97,7 @@ def test_a_batch_in_parts_is_the_batch(times, batch):
     parts = [graded(parameters(), {"x": batch["x"][index], "index": index}, KEY) for index in indices]
     np.testing.assert_allclose(np.mean([loss for (loss, _), _ in parts]), whole, rtol=1e-5)
     np.testing.assert_allclose(np.mean([grad["bias"] for _, grad in parts], 0), slope["bias"], rtol=1e-4, atol=1e-6)
-    for name in ("bin_loss", "bin_count"):
+    for name in ("bin_loss", "bin_share"):
         np.testing.assert_allclose(np.mean([m[name] for (_, m), _ in parts], 0), metrics[name], rtol=1e-4)
 
 
@@ -111,15 +111,15 @@ def test_compiled_it_is_the_same(batch):
 def test_sums_and_counts_by_bin_of_log_snr(batch):
     loss, metrics = denoising_loss(simple, KARRAS, prediction="eps", weighting="snr", bins=6)(parameters(), batch, KEY)
     assert metrics["loss"] == loss
-    assert metrics["bin_count"].sum() == BATCH
-    np.testing.assert_allclose(metrics["bin_loss"].sum() / BATCH, loss, rtol=1e-5)
+    assert np.isclose(metrics["bin_share"].sum(), 1)
+    np.testing.assert_allclose(metrics["bin_loss"].sum(), loss, rtol=1e-5)
     edges = bin_edges(KARRAS, 6)
     np.testing.assert_allclose(edges[[0, -1]], [-2 * np.log(80), -2 * np.log(0.002)], rtol=1e-5)
     # Uniform times meet log-SNR as the inverse function says.
     share = np.diff(np.asarray(KARRAS.time(jnp.asarray(edges[::-1], jnp.float32)))) / np.ptp(KARRAS.span)
-    np.testing.assert_allclose(metrics["bin_count"] / BATCH, share[::-1], atol=5 / np.sqrt(BATCH))
+    np.testing.assert_allclose(metrics["bin_share"], share[::-1], atol=5 / np.sqrt(BATCH))
     one_bin = denoising_loss(simple, KARRAS, prediction="eps", bins=1)(parameters(), batch, KEY)[1]
-    assert one_bin["bin_count"].tolist() == [BATCH]
+    assert one_bin["bin_share"].tolist() == [1]
     far = bin_edges(zero_terminal(COSINE), 4)
     assert np.isfinite(far).all()
 
@@ -155,7 +155,7 @@ def test_the_loss_has_the_dtype_of_the_examples(x64, times, dtype):
     batch = {"x": np.zeros((8, DIMENSIONS), dtype), "history": start_history(COSINE)}
     params = {"bias": np.zeros(DIMENSIONS, dtype)}
     loss, metrics = jax.eval_shape(loss_fn, params, batch, KEY)
-    assert loss.dtype == metrics["bin_loss"].dtype == metrics["bin_count"].dtype == dtype
+    assert loss.dtype == metrics["bin_loss"].dtype == metrics["bin_share"].dtype == dtype
     assert metrics["history"].losses.dtype == np.float64  # the state keeps its own
 
 
@@ -169,6 +169,21 @@ def test_zero_terminal_snr_is_trained_at_its_very_end(row, batch):
         (loss, _), slope = jax.value_and_grad(loss_fn, has_aux=True)(parameters(), batch, KEY)
         assert np.isfinite(float(loss))
         assert np.isfinite(np.asarray(slope["bias"])).all()
+
+
+def test_dropout_keys_belong_to_the_examples(batch):
+    seen = {}
+
+    def network(params, x, t, cond):
+        for row, key in zip(np.asarray(x[:, 0]), np.asarray(jax.random.key_data(cond["dropout"])), strict=True):
+            seen.setdefault(float(row), []).append(tuple(key.tolist()))
+        return x
+
+    loss_fn = denoising_loss(network, COSINE, prediction="v", global_batch=8)
+    for rows in ([0, 1, 2, 3, 4, 5, 6, 7], [3, 5]):
+        loss_fn({}, {"x": batch["x"][jnp.asarray(rows)], "index": jnp.asarray(rows)}, KEY)
+    assert len({keys[0] for keys in seen.values()}) == 8
+    assert sum(len(keys) == 2 and keys[0] == keys[1] for keys in seen.values()) == 2
 
 
 def test_cond_reaches_the_network(batch):
