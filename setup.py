@@ -4,11 +4,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+DATA = ["tensorflow-datasets>=4.9.8", "array_record>=0.7", "importlib_resources"]
+
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.13", "ruff>=0.9", "pyright>=1.1.390"],
+    "tfds": DATA,
+    "wandb": ["wandb>=0.19"],
     "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10"],
-    "train": ["flax>=0.12", "optax>=0.2.5", "orbax-checkpoint>=0.11", "clu>=0.0.12"],
-    "data": ["grain>=0.2.10", "tensorflow-datasets>=4.9.8", "array_record>=0.7", "importlib_resources", "pillow>=10"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.13", "ruff>=0.9", "pyright>=1.1.390", *DATA],
 }
 
 setup(
@@ -22,11 +24,18 @@ setup(
     packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
     install_requires=[
         "absl-py>=2.1",
+        "clu>=0.0.12",
         "diffrax>=0.7",
+        "flax>=0.12",
+        "grain>=0.2.10",
         "jax>=0.10",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "pillow>=10",
+        "tensorboardX>=2.6",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS | {"all": sorted({need for needs in EXTRAS.values() for need in needs})},

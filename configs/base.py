@@ -4,20 +4,64 @@ An entry with a name is a part: the name is looked up in its room's table, the r
 with a default that is worth changing is written out, so that it can be changed from the command line.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 MODES = ("", "smoke")
 
 
-def get_config(mode: str = "") -> ConfigDict:
-    """Return the defaults; `smoke` is for configs to make themselves small."""
+def get_config(mode: str = "") -> Any:
+    """Return the defaults of every config: a path, and how to sample it."""
     if mode not in MODES:
         raise ValueError(f"unknown mode '{mode}' of a config. Known: {', '.join(filter(None, MODES))}.")
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.seed = 0
     config.schedule = {"name": "linear_beta", "beta_min": 0.1, "beta_max": 20.0}
     config.pace = {"name": "shift", "factor": 1.0}  # a factor of 1 changes nothing
-    config.grid = {"name": "uniform", "start": 1.0, "end": 0.0}
-    config.steps = 32
-    config.solver = {"name": "dpmpp_2m"}
+    config.sampling = ConfigDict()
+    config.sampling.grid = {"name": "uniform", "start": 1.0, "end": 0.0}
+    config.sampling.steps = 32
+    config.sampling.solver = {"name": "dpmpp_2m"}
+    return config
+
+
+def get_training(mode: str = "") -> Any:
+    """Return the defaults of configs that train: those above, and what a run needs besides."""
+    config = get_config(mode)
+    config.cond = ()  # entries of an example that the network is told, such as ("label",)
+    config.input = {"name": "plain"}
+    config.loss = {
+        "name": "denoising",
+        "prediction": {"name": "velocity"},
+        "weighting": {"name": "constant"},
+        "times": {"name": "uniform"},
+    }
+
+    config.training = ConfigDict()
+    config.training.steps = 1000
+    config.training.batch_size = 128  # of all devices and hosts together
+    config.training.parts = 1  # in which the batch is met, one after another, to save memory
+    config.training.optimizer = {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    config.training.rate = {"name": "constant", "peak": 1e-3, "warmup": 0}
+    config.training.clip = 0.0  # bounds the norm of the gradient; 0 does not
+    config.training.averages = {"ema": {"name": "constant", "decay": 0.999}}
+    config.training.mapping = "jit"
+    config.training.workers = 0  # processes that read data; 0 reads in threads
+    config.training.log_every = 100
+    config.training.save_every = 1000
+    config.training.keep_last = 2
+    config.training.keep_every = 0  # steps; those are kept for good
+    config.training.sample_every = 0  # the last step is always sampled
+    config.training.snapshot_every = 0  # of averages named power, for post-hoc lengths
+    config.training.most_in_a_row = 10  # non-finite steps after which the run ends
+    config.training.tensorboard = True
+    config.training.wandb = ""  # the project of weights and biases to tell as well
+
+    config.sampling.guidance = {"name": "none"}
+    config.sampling.average = "ema"  # or "params" for none, or a number: the width of a post-hoc average
+    config.sampling.count = 64
+    config.sampling.batch_size = 64
+    config.sampling.seed = 0
+    config.sampling.label = -1  # one class alone; at -1 all take turns
     return config

@@ -1,23 +1,32 @@
-"""Four round Gaussians, sampled with their exact denoiser.
+"""A rectified flow of four round Gaussians in the plane, by a small residual network.
 
-Claim: 32 evaluations of DPM-Solver++(2M) carry noise to the data along the exact probability flow. Measured on 2000
-points in float32: their distance to where the flow takes them is 4.1e-3 in the median and 1.3e-2 rms; the few
-that lie between two components make the difference.
+Claim: its likelihood comes within 0.05 nats of the entropy of the density, and its samples are as far from fresh data,
+by sliced Wasserstein distance, as fresh data are from each other.
 
-    python -m diffusion_jax sample --config configs/toy_2d.py --workdir runs/toy
+    python -m diffusion_jax train --config configs/toy_2d.py --workdir runs/toy
 """
 
-from ml_collections import ConfigDict
+from typing import Any
 
 from configs import base
 
 
-def get_config(mode: str = "") -> ConfigDict:
+def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds."""
-    config = base.get_config(mode)
-    config.data = {"name": "mixture_2d"}
-    config.grid = {"name": "quadratic", "start": 1.0, "end": 0.0}  # fine near the data, where this path is fast
-    config.count = 2000
+    config = base.get_training(mode)
+    config.data = {"name": "density", "kind": "mixture_2d", "examples": 1_000_000}
+    config.transforms = ({"name": "keep", "entries": ("x",)},)
+    config.schedule = {"name": "rectified"}
+    config.network = {"name": "mlp", "width": 128, "depth": 4}
+    config.training.steps = 8000
+    config.training.batch_size = 1024
+    config.training.rate = {"name": "cosine", "peak": 2e-3, "steps": 8000, "warmup": 200, "end": 0.0}
+    config.training.save_every = 2000
+    config.sampling.count = 2000
+    config.sampling.batch_size = 2000
+    config.sampling.solver = {"name": "heun"}
     if mode == "smoke":
-        config.count, config.steps = 32, 4
+        config.training.steps, config.training.batch_size, config.training.log_every = 4, 16, 2
+        config.network = {"name": "mlp", "width": 8, "depth": 1}
+        config.sampling.count, config.sampling.steps = 16, 2
     return config.lock()

@@ -7,11 +7,14 @@ state, and no window system is asked for.
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
+MOST_COLUMNS, MOST_ROWS = 16, 12  # of a grid of images
+CELL = 0.8  # inches
 NIGHT, PAPER, FAINT = "#0c0f1d", "#ece9e1", "#8d93ab"
 TIME = LinearSegmentedColormap.from_list("time", ["#ffe08a", "#ff9a5c", "#d864a0", "#7d6be0", "#45b0f0"])
 GLOW = LinearSegmentedColormap.from_list("glow", [NIGHT, "#192350", "#29346f", "#3a4090", "#504fa6"])
@@ -78,3 +81,51 @@ def _legend(figure, axes):
 
 def _say(axes, words):
     axes.text(0.015, 0.975, words, color=PAPER, fontsize=11, va="top", transform=axes.transAxes)
+
+
+def image_grid(images: Any, labels: Any = None, classes: Any = ()) -> np.ndarray:
+    """Lay images (n, H, W, 3 or 1) out in a grid, each class in a column under its name; return pixels in uint8."""
+    images = np.asarray(images)
+    images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
+    if labels is None:
+        columns = [images[i :: max(round(len(images) ** 0.5), 1)] for i in range(max(round(len(images) ** 0.5), 1))]
+        names = [""] * len(columns)
+    else:
+        shown = np.unique(labels)[:MOST_COLUMNS]
+        columns = [images[np.asarray(labels) == label][:MOST_ROWS] for label in shown]
+        names = [str(classes[label]) if label < len(classes) else str(label) for label in shown]
+    rows = max(len(column) for column in columns)
+    figure = Figure(figsize=(len(columns) * CELL, rows * CELL + 0.45), facecolor=PAPER)
+    for place, (column, name) in enumerate(zip(columns, names, strict=True)):
+        for row, image in enumerate(column):
+            axes = figure.add_subplot(rows, len(columns), row * len(columns) + place + 1)
+            axes.imshow(image, interpolation="nearest")
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(name.replace(" ", "\n"), fontsize=8, color=NIGHT)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.45 / (rows * CELL + 0.45), wspace=0.06, hspace=0.06)
+    return pixels(figure)
+
+
+def points(samples: Any, log_density: Any = None) -> np.ndarray:
+    """Draw points in the plane over the density they should have, a function; return pixels in uint8."""
+    samples = np.asarray(samples)[:, :2]
+    limit = 1.15 * float(np.quantile(np.abs(samples), 0.999))
+    figure = Figure(figsize=(6, 6), facecolor=NIGHT)
+    axes = figure.add_axes((0, 0, 1, 1))
+    if log_density is not None:
+        side = np.linspace(-limit, limit, 200)
+        _density(axes, log_density(np.stack(np.meshgrid(side, side), -1)), limit)
+    else:
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
+        axes.set_axis_off()
+    axes.scatter(*samples.T, s=np.clip(9000 / len(samples), 2, 14), color=TIME(0.0), alpha=0.75, linewidths=0)
+    return pixels(figure)
+
+
+def pixels(figure: Figure, *, dpi: int = 120) -> np.ndarray:
+    """Return a figure as an image (height, width, 3) in uint8."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -9,10 +9,10 @@ as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine
 import ast
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from runpy import run_path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -20,31 +20,58 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax.naming import suggestion
 
 
+class SamplingArguments(NamedTuple):
+    """Which run to sample, where to, from which checkpoint, and how."""
+
+    workdir: Path
+    out: Path | None
+    step: int | None
+    sampling: Any
+
+
 class Arguments(NamedTuple):
     """What a command was asked to do, and where to leave it."""
 
-    config: ConfigDict
+    config: Any  # a locked ConfigDict
     workdir: Path
 
 
 def read(argv: Sequence[str]) -> Arguments:
     """Read the command line, or raise an error that names the mistake and its remedy."""
     source, argv = _take_config(list(argv))
-    config = load(source)
-    for argument in argv:
-        _check_key(config, argument)
     values = flags.FlagValues()
-    config_flags.register_flag_parser_for_type(ConfigDict, _EntryParser())
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
-    extra = values(["diffusion_jax", *argv])[1:]
-    if extra:
-        raise ValueError(f"cannot place the argument '{extra[0]}'; options start with --, as in --config.steps=50.")
+    _parse(values, load(source), argv)
     if not values.workdir:
         raise ValueError("where should the results go? Give --workdir, as in --workdir runs/toy.")
     if Path(values.workdir).exists() and not Path(values.workdir).is_dir():
         raise ValueError(f"--workdir {values.workdir} is a file; it must be a folder, or not be there yet.")
     return Arguments(values.config, Path(values.workdir))
+
+
+def read_sampling(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> SamplingArguments:
+    """Read the command line of `sample`; `config_of` gives the config of a workdir that --config.KEY changes."""
+    values = flags.FlagValues()
+    for name, what in (("workdir", "folder of the run"), ("out", "folder for the samples")):
+        flags.DEFINE_string(name, None, what, flag_values=values)
+    flags.DEFINE_integer("step", None, "checkpoint", flag_values=values)
+    argv = list(argv)
+    given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
+    if not given:
+        raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
+    _parse(values, config_of(Path(given[-1])), argv)
+    return SamplingArguments(Path(values.workdir), values.out and Path(values.out), values.step, values.config)
+
+
+def _parse(values, config, argv):
+    """Parse the options of `values` and those that change the config, which lands in values.config."""
+    for argument in argv:
+        _check_key(config, argument)
+    config_flags.register_flag_parser_for_type(ConfigDict, _EntryParser())
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    extra = values(["diffusion_jax", *argv])[1:]
+    if extra:
+        raise ValueError(f"cannot place the argument '{extra[0]}'; options start with --, as in --config.seed=1.")
 
 
 def load(source: str) -> ConfigDict:

@@ -6,6 +6,7 @@ line and with exit code 2 before anything is compiled or written, and a tracebac
 """
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,6 +18,7 @@ from diffusion_jax.naming import lookup
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return the exit code."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # libraries tell of their own files; what matters is raised
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("help", "-h", "--help"):
         print(_overview())
@@ -46,5 +48,7 @@ def _overview():
 
 
 COMMANDS = {
-    "sample": "draw from data whose diffusion is known exactly, measure the error, and picture the paths",
+    "train": "train a model, or go on with a run that was stopped",
+    "sample": "draw from a trained model",
+    "paths": "draw from data whose diffusion is known exactly, measure the error, and picture the paths",
 }

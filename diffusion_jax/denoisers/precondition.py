@@ -9,6 +9,7 @@ The output's scaling, c_skip and c_out, is the prediction `edm` with the same si
 
 import jax.numpy as jnp
 
+from diffusion_jax.denoisers.network import on_steps
 from diffusion_jax.process.schedule import as_float, levels
 from diffusion_jax.types import Apply, Schedule
 
@@ -31,3 +32,16 @@ def precondition(apply: Apply, schedule: Schedule, *, sigma_data: float = 0.5) -
         return apply(params, scaled, -schedule.log_snr(jnp.clip(t, *schedule.span)) / 8, cond)
 
     return preconditioned
+
+
+def plain(apply: Apply, schedule: Schedule) -> Apply:
+    """Leave a network's input as it is: x and the time in [0, 1]."""
+    return apply
+
+
+def steps(apply: Apply, schedule: Schedule, *, count: int = 1000) -> Apply:
+    """Tell a network the step it is at, of `count`, for a time: see `on_steps`."""
+    return on_steps(apply, steps=count)
+
+
+INPUTS = {"plain": plain, "edm": precondition, "steps": steps}

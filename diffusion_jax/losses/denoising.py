@@ -46,8 +46,8 @@ def denoising_loss(
     The network finds keys for its dropout, one per example, in `cond["dropout"]`.
 
     Metrics, all of them means over the batch: `loss`; `mse`, in the space of the network's output; `bin_loss` and
-    `bin_share` (bins,), what each bin of `bin_edges` contributes to the loss and to the examples, so that their ratio is
-    the loss in the bin; and, where the batch has one, the new `history`.
+    `bin_share` (bins,), what each bin of `bin_edges` contributes to the loss and to the examples, so that their ratio
+    is the loss in the bin; and, where the batch has one, the new `history`.
     """
     if global_batch is not None:
         _check_count("global_batch", global_batch)
@@ -64,7 +64,8 @@ def denoising_loss(
         eps = normal_like(example_keys(noise_key, index), x0)
         x = add_noise(schedule, x0, eps, t)
         target = compose(objective.prediction, Estimate(x0, eps), rates(schedule, t, x))
-        error = squared_error(objective.prediction, apply(params, x, t, with_dropout(batch, dropout_key, index)), target)
+        output = apply(params, x, t, with_dropout(batch, dropout_key, index))
+        error = squared_error(objective.prediction, output, target)
         log_snr = schedule.log_snr(t)
         example_loss = multiplier(objective, t) * error
         if uncertainty is not None:

@@ -1,0 +1,241 @@
+"""What is done to each example between its source and its batch.
+
+A transform is made for a source's `Info` and says what that becomes. `apply(example, draw)` takes whatever chance it
+needs from `draw`, a generator keyed by the seed, the epoch and the example alone, so that nothing depends on batches,
+workers or hosts. Crops, flips and sizes act on `x` and on the maps drawn beside it alike.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import pixels
+from diffusion_jax.data.source import BYTES, Example, Info
+from diffusion_jax.naming import choose, lookup
+
+IMAGES = ("x", "mask", "edges")
+
+
+class Transform(NamedTuple):
+    """A step on the way of an example, and what is known of the example after it; `random` says whether it draws."""
+
+    name: str
+    info: Info
+    apply: Callable[[Example, np.random.Generator], Example]
+    random: bool = False
+
+
+def make_transforms(specs: Iterable[Any], info: Info) -> tuple[tuple[Transform, ...], Info]:
+    """Build a row of transforms and return it with what is known of the examples in the end.
+
+    A spec is an entry of TRANSFORMS, a name or a mapping of `name` and keywords, or a function from Info to Transform.
+    """
+    made = []
+    for spec in specs:
+        made.append(spec(info) if callable(spec) else choose(TRANSFORMS, spec, "transform", info))
+        info = made[-1].info
+    return tuple(made), info
+
+
+def center_crop(info: Info, *, side: int) -> Transform:
+    """Cut the middle square of side x side pixels out."""
+    _whole_images(info, "center_crop", side)
+
+    def apply(example, draw):
+        return _cut_middle(example, side)
+
+    return Transform("center_crop", _sized(info, side, side), apply)
+
+
+def random_crop(info: Info, *, side: int, padding: int = 0) -> Transform:
+    """Cut a square of side x side pixels out anywhere, after reflecting `padding` pixels at the borders."""
+    _whole_images(info, "random_crop", max(side - 2 * padding, padding + 1))
+    return Transform(
+        "random_crop",
+        _sized(info, side, side),
+        lambda example, draw: _cut_anywhere(example, side, draw, padding),
+        random=True,
+    )
+
+
+def adm_crop(info: Info, *, side: int) -> Transform:
+    """Halve by averages while twice too large, then bicubic to the size, then the middle (Dhariwal & Nichol 2021)."""
+    _whole_images(info, "adm_crop")
+
+    def apply(example, draw):
+        return _cut_middle(_on_images(example, lambda image: _shortest(image, side)), side)
+
+    return Transform("adm_crop", _sized(info, side, side), apply)
+
+
+def adm_random_crop(info: Info, *, side: int, smallest: float = 0.8) -> Transform:
+    """Like `adm_crop`, but of a random part: a square of at least the share `smallest` of the shorter side."""
+    _whole_images(info, "adm_random_crop")
+    if not 0 < smallest <= 1:
+        raise ValueError(f"adm_random_crop: smallest is {smallest}; it must be above 0, and at most 1.")
+
+    def apply(example, draw):
+        length = int(draw.integers(side, math.ceil(side / smallest) + 1))
+        return _cut_anywhere(_on_images(example, lambda image: _shortest(image, length)), side, draw)
+
+    return Transform("adm_random_crop", _sized(info, side, side), apply, random=True)
+
+
+def flip(info: Info, *, rate: float = 0.5) -> Transform:
+    """Turn left and right round in the share `rate` of the examples."""
+    _rate("flip", rate)
+    _whole_images(info, "flip")
+
+    def apply(example, draw):
+        return _on_images(example, lambda image: image[:, ::-1]) if draw.random() < rate else example
+
+    return Transform("flip", info, apply, random=True)
+
+
+def resize(info: Info, *, height: int, width: int, filter: str = "bicubic") -> Transform:
+    """Resize to height x width by an entry of FILTERS; see `pixels.resized`."""
+    _whole_images(info, "resize")
+    lookup(pixels.FILTERS, filter, "filter")
+
+    def apply(example, draw):
+        return _on_images(example, lambda image: pixels.resized(image, (height, width), filter))
+
+    return Transform("resize", _sized(info, height, width), apply)
+
+
+def to_unit(info: Info) -> Transform:
+    """Turn images from uint8 to float32 in [-1, 1], by the one rule of `pixels.to_unit`."""
+    if info.range != BYTES:
+        raise ValueError(f"to_unit: x of '{info.name}' is no image in uint8 any more, or never was; leave it out.")
+    after = info._replace(range=(-1.0, 1.0))
+    return Transform("to_unit", after, lambda example, draw: _on_images(example, pixels.to_unit))
+
+
+def drop_label(info: Info, *, rate: float = 0.1) -> Transform:
+    """Give the share `rate` of the examples the null label, which is the number of classes."""
+    _rate("drop_label", rate)
+    _has(info, "label", "drop_label")
+    null = np.int32(info.num_classes)
+    if not info.num_classes:
+        raise ValueError(f"drop_label: '{info.name}' does not say how many classes it has, so there is no null label.")
+
+    def apply(example, draw):
+        return example | {"label": null} if draw.random() < rate else example
+
+    return Transform("drop_label", info, apply, random=True)
+
+
+def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
+    """Give the share `rate` of the examples the empty caption."""
+    _rate("drop_caption", rate)
+    _has(info, "caption", "drop_caption")
+
+    def apply(example, draw):
+        return example | {"caption": ""} if draw.random() < rate else example
+
+    return Transform("drop_caption", info, apply, random=True)
+
+
+def keep(info: Info, *, entries: Sequence[str]) -> Transform:
+    """Leave every entry out but these."""
+    for entry in entries:
+        _has(info, entry, "keep")
+    after = info._replace(shapes={name: shape for name, shape in info.shapes.items() if name in entries})
+    return Transform("keep", after, lambda example, draw: {name: example[name] for name in after.shapes})
+
+
+def condition(info: Info, *, entries: Sequence[str] = ("label",)) -> Transform:
+    """Move entries into the dict `cond`, where networks look for them. It comes last."""
+    for entry in entries:
+        _has(info, entry, "condition")
+
+    def apply(example, draw):
+        rest = {name: value for name, value in example.items() if name not in entries}
+        return rest | {"cond": {name: example[name] for name in entries}}
+
+    return Transform("condition", info, apply)
+
+
+def _on_images(example, change):
+    return example | {name: change(example[name]) for name in IMAGES if name in example}
+
+
+def _cut_middle(example, side):
+    top, left = (length // 2 for length in _room(example, side))
+    return _on_images(example, lambda image: image[top : top + side, left : left + side])
+
+
+def _cut_anywhere(example, side, draw, padding=0):
+    spare = _room(example, side - 2 * padding)
+    top, left = (int(draw.integers(length + 1)) - padding for length in spare)
+    height, width = example["x"].shape[:2]
+    rows, columns = _reflected(top, side, height), _reflected(left, side, width)
+    return _on_images(example, lambda image: image.take(rows, 0).take(columns, 1))
+
+
+def _room(example, side):
+    """Return how much higher and wider than `side` an image is."""
+    height, width = example["x"].shape[:2]
+    if height < side or width < side:
+        raise ValueError(f"an image of {height} x {width} has no part of {side} x {side}; adm_crop would enlarge it.")
+    return height - side, width - side
+
+
+def _reflected(start, count, length):
+    """Return `count` places from `start` on, those outside 0 .. length - 1 reflected at the first and the last."""
+    inside = np.abs(np.arange(start, start + count))
+    return length - 1 - np.abs(length - 1 - inside)
+
+
+def _shortest(image, length):
+    """Resize so that the shorter side has `length` pixels, by halves first where it is far longer."""
+    height, width = image.shape[:2]
+    while min(height, width) >= 2 * length:
+        height, width = height // 2, width // 2
+        image = pixels.resized(image, (height, width), "box")
+    scale = length / min(height, width)
+    return pixels.resized(image, (round(height * scale), round(width * scale)), "bicubic")
+
+
+def _sized(info, height, width):
+    """Say that images are of a size from now on."""
+    shapes = {name: (height, width, shape[-1]) if name in IMAGES else shape for name, shape in info.shapes.items()}
+    return info._replace(shapes=shapes)
+
+
+def _whole_images(info, name, least=1):
+    """Refuse what is no image, or always too small."""
+    shape = info.shapes.get("x", ())
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name}: x of '{info.name}' is of shape {shape}; it must be images (height, width, channels)."
+        )
+    if any(length is not None and length < least for length in shape[:2]):
+        raise ValueError(f"{name}: images of {shape[0]} x {shape[1]} have no part of {least} x {least}.")
+
+
+def _has(info, entry, name):
+    if entry not in info.shapes:
+        raise ValueError(f"{name}: examples of '{info.name}' have no '{entry}', only {', '.join(info.shapes)}.")
+
+
+def _rate(name, rate):
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{name}: rate is {rate}; it must be from 0 to 1.")
+
+
+TRANSFORMS = {
+    "center_crop": center_crop,
+    "random_crop": random_crop,
+    "adm_crop": adm_crop,
+    "adm_random_crop": adm_random_crop,
+    "flip": flip,
+    "resize": resize,
+    "to_unit": to_unit,
+    "drop_label": drop_label,
+    "drop_caption": drop_caption,
+    "keep": keep,
+    "condition": condition,
+}

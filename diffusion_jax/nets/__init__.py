@@ -1,0 +1,7 @@
+"""Networks: linen modules called with (x, t, cond), which know nothing else of diffusion."""
+
+from diffusion_jax.nets.dit import dit
+from diffusion_jax.nets.mlp import mlp
+from diffusion_jax.nets.unet import unet
+
+NETWORKS = {"mlp": mlp, "unet": unet, "dit": dit}

@@ -1,0 +1,111 @@
+"""Attention (Vaswani et al. 2017), and where its positions come from.
+
+    softmax(q k' / sqrt(d)) v,    softmax in float32.                                                          (1)
+
+Rotary positions (Su et al. 2021) turn pairs of entries of q and k by angles proportional to the position p, so that
+q k' depends on differences of positions only. In two dimensions half of the pairs turn with the row and half with the
+column.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from diffusion_jax.nets.initial import Scheme, fan_average
+from diffusion_jax.nets.linear import Dense
+from diffusion_jax.nets.norm import RMSNorm
+from diffusion_jax.types import Array
+
+
+class Attention(nn.Module):
+    """Attend from the tokens x (B, T, C) to themselves, or to a `context` (B, L, D).
+
+    Queries, keys and values lie side by side in one kernel, in this order, each with its heads one after the other.
+    """
+
+    heads: int
+    initial: Scheme = fan_average()
+    final: Scheme = fan_average()
+    bias: bool = True
+    normalized: str = "none"  # queries and keys, by "rms" (Henry et al. 2020), which keeps their products bounded
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: Array | None = None, mask: Array | None = None, angles: Array | None = None
+    ) -> Array:
+        width = x.shape[-1]
+        if context is None:
+            parts = jnp.split(Dense(3 * width, self.initial, self.bias, name="qkv")(x), 3, -1)
+        else:
+            pair = Dense(2 * width, self.initial, self.bias, name="kv")(context.astype(x.dtype))
+            parts = [Dense(width, self.initial, self.bias, name="q")(x), *jnp.split(pair, 2, -1)]
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, width // self.heads) for part in parts)
+        if self.normalized == "rms":
+            q, k = RMSNorm(name="norm_q")(q), RMSNorm(name="norm_k")(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return Dense(width, self.final, name="out")(attend(q, k, v, mask).reshape(x.shape))
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Evaluate Eq. (1) for q (B, T, heads, d) and k and v (B, L, heads, d); `mask` (B, L) says which keys exist.
+
+    A row of the mask that allows nothing gets zeros.
+    """
+    if mask is None:
+        return _attend(q, k, v, None)
+    mask = mask.astype(bool)
+    some = mask.any(-1)
+    y = _attend(q, k, v, (mask | ~some[:, None])[:, None, None])
+    return jnp.where(some[:, None, None, None], y, jnp.zeros((), y.dtype))
+
+
+def on_cpu(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Evaluate Eq. (1), dividing by the sum of the weights after the product with v: a third faster, its gradient more.
+
+    `mask` is (B, 1, 1, L).
+    """
+    q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    # Subtracting any number changes nothing, so nothing flows back through the greatest
+    greatest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp((logits - greatest) * q.shape[-1] ** -0.5)
+    y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (y / weights.sum(-1, keepdims=True)).astype(q.dtype).transpose(0, 2, 1, 3)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Turn pairs of entries of x (B, T, heads, d) by `angles` (T, d / 2): entry i pairs with entry i + d / 2."""
+    cos, sin = (wave[None, :, None] for wave in (jnp.cos(angles), jnp.sin(angles)))
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1).astype(x.dtype)
+
+
+def grid_angles(height: int, width: int, dim: int, *, period: float = 100.0) -> np.ndarray:
+    """Return the angles (height * width, dim / 2) of pixels in reading order, for heads of `dim` entries."""
+    frequency = period ** -(np.arange(dim // 4) / (dim // 4))
+    row, column = np.mgrid[:height, :width]
+    return np.concatenate([place.reshape(-1, 1) * frequency for place in (row, column)], 1).astype(np.float32)
+
+
+def grid_waves(height: int, width: int, dim: int) -> np.ndarray:
+    """Return sin-cos positions (height * width, dim): the first half of the entries knows the column, then the row.
+
+    This order is that of MAE and DiT, whose weights may be read.
+    """
+    frequency = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    row, column = np.mgrid[:height, :width]
+    angles = [place.reshape(-1, 1) * frequency for place in (column, row)]
+    return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], 1).astype(np.float32)
+
+
+def _attend(q, k, v, mask):
+    """Choose by platform: cuDNN's fused kernel in half precision, for heads it knows; our own form on CPUs; XLA's."""
+    if jax.default_backend() == "cpu":
+        return on_cpu(q, k, v, mask)
+    half = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+    fused = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else "xla")

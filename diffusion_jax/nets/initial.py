@@ -1,0 +1,150 @@
+"""How parameters begin: a law for each, and all of them drawn at once.
+
+A kernel of shape (..., in, out) has fan_in = (window) in and fan_out = (window) out. A law of gain g has the variance
+g / fan, where fan is fan_in or the mean of the two.
+
+Compiling hundreds of draws takes a network longer than its first step. `initialize` therefore asks each parameter for
+its law instead of its numbers, while only shapes are traced, and draws the numbers with numpy: the bits of a parameter
+depend on the seed and on the parameter's own path, so not on the device, their number, or the other parameters.
+"""
+
+import contextlib
+import contextvars
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from diffusion_jax.types import Key, Params
+
+
+def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
+    """Draw a network's parameters; `example` is (x, t) or (x, t, cond), of which only shapes and dtypes matter."""
+    with _recording():
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    leaves, structure = jax.tree.flatten_with_path(shapes, is_leaf=lambda leaf: isinstance(leaf, _Recorded))
+    if not all(isinstance(leaf, _Recorded) for _, leaf in leaves):  # other people's layers draw for themselves
+        return jax.jit(module.init)(key, *example)["params"]
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    return jax.tree.unflatten(structure, [_draw(leaf, [*words, _name(path)]) for path, leaf in leaves])
+
+
+class Law(NamedTuple):
+    """A distribution of parameters; called as an initialiser of flax, it draws them with JAX."""
+
+    shape: str  # "constant", "uniform" or "normal"
+    size: float  # the value, the bound or the standard deviation; or, given a fan, the gain
+    fan: str = ""  # "", "in" or "average"
+
+    def spread(self, shape: tuple[int, ...]) -> float:
+        """Return the value, the bound or the standard deviation of a parameter of this shape."""
+        if not self.fan:
+            return self.size
+        window = math.prod(shape[:-2])
+        fan_in, fan_out = window * shape[-2], window * shape[-1]
+        std = math.sqrt(self.size / {"in": fan_in, "average": (fan_in + fan_out) / 2}[self.fan])
+        return std * math.sqrt(3) if self.shape == "uniform" else std
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+        if _RECORDING.get():
+            return _Recorded(jnp.zeros(shape, dtype), self, tuple(shape))
+        spread = self.spread(shape)
+        if self.shape == "constant":
+            return jnp.full(shape, spread, dtype)
+        if self.shape == "uniform":
+            return jax.random.uniform(key, shape, dtype, -spread, spread)
+        return spread * jax.random.normal(key, shape, dtype)
+
+
+class Scheme(NamedTuple):
+    """How a layer begins: the law of its kernel, and that of its bias, which may depend on fan_in."""
+
+    kernel: Law
+    bias: Callable[[int], Law]
+
+
+def fan_average() -> Scheme:
+    """Uniform, variance 1 / mean fan, biases 0 (Glorot & Bengio 2010): DDPM, NCSN++ and DiT."""
+    return Scheme(Law("uniform", 1.0, "average"), _no_bias)
+
+
+def fan_in() -> Scheme:
+    """Uniform within 1 / sqrt(fan_in), biases too, as layers of PyTorch begin: ADM and latent diffusion."""
+    return Scheme(Law("uniform", 1 / 3, "in"), lambda fan: Law("uniform", 1 / math.sqrt(fan)))
+
+
+def he() -> Scheme:
+    """Normal, variance 2 / fan_in, biases 0 (He et al. 2015): the U-Net of 2015."""
+    return Scheme(Law("normal", 2.0, "in"), _no_bias)
+
+
+def normal(std: float) -> Law:
+    """Return the law N(0, std^2)."""
+    return Law("normal", std)
+
+
+def _no_bias(fan):
+    return ZEROS
+
+
+ZEROS, ONES = Law("constant", 0.0), Law("constant", 1.0)
+ZERO = Scheme(ZEROS, _no_bias)  # of a layer whose output starts at nothing
+
+SCHEMES = {"fan_average": fan_average, "fan_in": fan_in, "he": he}
+
+_RECORDING = contextvars.ContextVar("recording", default=False)
+
+
+@contextlib.contextmanager
+def _recording():
+    token = _RECORDING.set(True)
+    try:
+        yield
+    finally:
+        _RECORDING.reset(token)
+
+
+@struct.dataclass
+class _Recorded(nn.meta.AxisMetadata):
+    """A traced parameter together with its law and the shape the law is for: a scan adds axes to the value alone."""
+
+    value: Any
+    law: Law = struct.field(pytree_node=False)
+    shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def unbox(self):
+        return self.value
+
+    def replace_boxed(self, val):
+        return _Recorded(val, self.law, self.shape)
+
+    def add_axis(self, index, params):
+        return self
+
+    def remove_axis(self, index, params):
+        return self
+
+
+def _draw(recorded, seed):
+    """Draw a parameter; every entry is independent, so a stack of layers is drawn as one."""
+    value, law, spread = recorded.value, recorded.law, recorded.law.spread(recorded.shape)
+    if law.shape == "constant":
+        return jnp.array(np.full(value.shape, spread, value.dtype))
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    if law.shape == "uniform":
+        numbers = generator.random(value.shape, np.float32) * np.float32(2) - np.float32(1)
+    else:
+        numbers = generator.standard_normal(value.shape, np.float32)
+    numbers *= np.float32(spread)
+    return jnp.array(numbers.astype(value.dtype, copy=False))
+
+
+def _name(path):
+    return zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())

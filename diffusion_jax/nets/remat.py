@@ -1,0 +1,29 @@
+"""What a block keeps for its gradient, and what it computes again: memory against time (Chen et al. 2016).
+
+none      keep everything
+dots      keep the results of matrix products and compute the rest, which is cheap, again
+blocks    keep a block's input only and compute the whole block again
+"""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+
+def none(block: Any, *, scanned: bool) -> Any:
+    """Keep everything."""
+    return block
+
+
+def dots(block: Any, *, scanned: bool) -> Any:
+    """Keep the results of matrix products; in a scan this also saves the time that writing all the rest takes."""
+    return nn.remat(block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=not scanned)
+
+
+def blocks(block: Any, *, scanned: bool) -> Any:
+    """Keep the input only."""
+    return nn.remat(block, prevent_cse=not scanned)  # a compiler that sees the scan cannot undo it
+
+
+REMATS = {"none": none, "dots": dots, "blocks": blocks}

@@ -1,0 +1,269 @@
+"""One family of U-Nets: a path down through levels of half the size, and one up that meets it again at every level.
+
+                    block     tell          resample   mixer         skips   further
+    2015            plain     add           pool       -             level   norm "none"
+    DDPM            residual  add           strided    attention     every
+    DDPM++, NCSN++  residual  add           fir        attention     every   skip_scale 2^-1/2, shortcut projected,
+                                                                             decoder_attention last, image_skip residual
+    ADM             residual  scale_shift   average    attention     every   head_width 64
+    latent          residual  add           strided    transformer   every   text_width 768
+
+(Ronneberger et al. 2015; Ho et al. 2020; Song et al. 2021; Dhariwal & Nichol 2021; Rombach et al. 2022.) The columns
+are keywords and combine freely. With skips "every", each block's output on the way down is met by one more block on the
+way up; with "level", only the last of each level.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from diffusion_jax.naming import choose, lookup
+from diffusion_jax.nets import checks
+from diffusion_jax.nets.activation import ACTIVATIONS
+from diffusion_jax.nets.blocks import BLOCKS, MIXERS, TELLS, Style
+from diffusion_jax.nets.condition import Conditioning, Told, make_told
+from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
+from diffusion_jax.nets.initial import SCHEMES, ZERO
+from diffusion_jax.nets.linear import Conv
+from diffusion_jax.nets.norm import NORMS
+from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.resample import RESAMPLERS, Between, Inside
+from diffusion_jax.types import Array, Time
+
+
+class Level(NamedTuple):
+    """One size of image: how wide its blocks are, and whether and how they attend."""
+
+    size: int
+    width: int
+    heads: int  # 0 where pixels do not attend
+    transformers: int
+
+
+def unet(
+    *,
+    channels: int,
+    out_channels: int | None = None,
+    image_size: int = 32,
+    width: int = 128,
+    multipliers: tuple = (1, 2, 2, 2),
+    depth: int = 2,
+    block: str = "residual",
+    tell: str = "add",
+    resample: Any = "strided",
+    skips: str = "every",
+    image_skip: str = "none",
+    attention: tuple = (16,),
+    decoder_attention: str = "every",
+    mixer: str = "attention",
+    heads: int = 1,
+    head_width: int = 0,
+    transformers: Any = 1,
+    norm: str = "group",
+    groups: int = 32,
+    epsilon: float = 1e-6,
+    activation: str = "silu",
+    skip_scale: float = 1.0,
+    shortcut: str = "identity",
+    initial: str = "fan_average",
+    time: Any = "sinusoidal",
+    num_classes: int = 0,
+    text_width: int = 0,
+    pooled_width: int = 0,
+    augment_width: int = 0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    remat: str = "none",
+) -> nn.Module:
+    """Build a U-Net for images (B, H, W, channels) with levels of `width` times `multipliers` channels.
+
+    `attention` lists the sizes, of images of `image_size`, at which pixels attend; unless it is empty they also do in
+    the middle. `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers`
+    is a number of layers, or one for each level.
+    """
+    checks.whole("unet", 1, channels=channels, image_size=image_size, depth=depth, groups=groups)
+    checks.whole("unet", 8, width=width)
+    checks.share("unet", dropout=dropout)
+    checks.one_of("unet", ("every", "level"), skips=skips)
+    checks.one_of("unet", ("every", "last"), decoder_attention=decoder_attention)
+    checks.one_of("unet", ("identity", "projected"), shortcut=shortcut)
+    told = make_told("unet", num_classes, text_width, pooled_width, augment_width)
+    if text_width and (mixer != "transformer" or not attention):
+        raise ValueError(
+            f"unet: text_width is {text_width}, but only mixer 'transformer' where pixels attend reads it."
+        )
+    widths = [width * multiplier for multiplier in multipliers]
+    levels = _levels(image_size, widths, attention, (heads, head_width), transformers)
+    style = Style(
+        activation=lookup(ACTIVATIONS, activation, "activation"),
+        norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon),
+        tell=lookup(TELLS, tell, "tell"),
+        initial=choose(SCHEMES, initial, "initial"),
+        dropout=dropout,
+        skip_scale=skip_scale,
+        shortcut=shortcut,
+    )
+    return UNet(
+        channels=channels,
+        out_channels=channels if out_channels is None else out_channels,
+        width=width,
+        levels=levels,
+        middle=levels[-1]._replace(heads=_heads(levels[-1].width, heads, head_width) if attention else 0),
+        depth=depth,
+        block=lookup(BLOCKS, block, "block"),
+        mixer=lookup(MIXERS, mixer, "mixer"),
+        resampler=_resampler(resample, image_skip),
+        skips=skips,
+        image_skip=image_skip,
+        decoder_attention=decoder_attention,
+        style=style,
+        waves=choose(TIME_EMBEDDINGS, time, "time"),
+        told=told,
+        dtype=checks.dtype_of("unet", dtype),
+        remat=lookup(REMATS, remat, "remat"),
+    )
+
+
+class UNet(nn.Module):
+    """The network of `unet`."""
+
+    channels: int
+    out_channels: int
+    width: int
+    levels: tuple[Level, ...]
+    middle: Level
+    depth: int
+    block: Any
+    mixer: Any
+    resampler: Inside | Between
+    skips: str
+    image_skip: str
+    decoder_attention: str
+    style: Style
+    waves: Waves
+    told: Told
+    dtype: Any
+    remat: Any
+
+    @nn.compact
+    def __call__(self, x: Array, t: Time, cond: Any = None) -> Array:
+        checks.images("unet", x, self.channels, 2 ** (len(self.levels) - 1))
+        style = self.style
+        signal = Conditioning(
+            self.told, self.waves, self.width, 4 * self.width, style.initial, self.dtype, name="conditioning"
+        )(t, cond)
+        h, kept = self.descend(x.astype(self.dtype), signal)
+        if self.skips == "every":
+            h = self.mapped("middle_block_0", h, signal, h.shape[-1])
+            h = self.mixed("middle_mixer", h, signal, self.middle)
+            h = self.mapped("middle_block_1", h, signal, h.shape[-1])
+        h = self.ascend(h, kept, signal)
+        if self.block.preactivated:
+            h = style.activation(style.norm(name="last_norm")(h))
+        last = Conv(self.out_channels, kernel=3 if self.block.preactivated else 1, initial=ZERO, name="last")
+        return last(h).astype(jnp.float32)
+
+    def descend(self, image, signal):
+        """Go down all levels; return what arrives at the bottom and what is kept for the way up."""
+        h, kept, every = image, [], self.skips == "every"
+        if self.block.preactivated or every:
+            h = Conv(self.width, initial=self.style.initial, name="first")(h)
+        if every:
+            kept.append(h)
+        for index, level in enumerate(self.levels):
+            if index:
+                h, image = self.halved(index, h, image, signal)
+                if every:
+                    kept.append(h)
+            for place in range(self.depth):
+                h = self.mapped(f"down_{index}_block_{place}", h, signal, level.width)
+                h = self.mixed(f"down_{index}_mixer_{place}", h, signal, level)
+                if every or (place == self.depth - 1 and level is not self.levels[-1]):
+                    kept.append(h)
+        return h, kept
+
+    def ascend(self, h, kept, signal):
+        """Go up all levels, each block met by what was kept."""
+        every = self.skips == "every"
+        for index, level in reversed(list(enumerate(self.levels))):
+            bottom = level is self.levels[-1]
+            if not bottom:
+                h = self.doubled(index, h, signal)
+            places = self.depth + 1 if every else self.depth * (not bottom)
+            for place in range(places):
+                if every or place == 0:
+                    h = jnp.concatenate([h, kept.pop()], -1)
+                h = self.mapped(f"up_{index}_block_{place}", h, signal, level.width)
+                if self.decoder_attention == "every" or place == places - 1:
+                    h = self.mixed(f"up_{index}_mixer_{place}", h, signal, level)
+        return h
+
+    def mapped(self, name, h, signal, width, resample=None):
+        """Apply a block."""
+        return self.remat(self.block, scanned=False)(width, self.style, resample, name=name)(h, signal)
+
+    def mixed(self, name, h, signal, level):
+        """Let pixels attend, where the level says so."""
+        if not level.heads:
+            return h
+        mixer = self.remat(self.mixer, scanned=False)
+        return mixer(level.heads, level.transformers, self.style, name=name)(h, signal)
+
+    def halved(self, index, h, image, signal):
+        """Go down to level `index`; with image_skip "residual" the image goes down beside h and joins it."""
+        width, style = h.shape[-1], self.style
+        if isinstance(self.resampler, Between):
+            return self.resampler.down(width, style.initial, f"down_{index}_resample")(h), image
+        h = self.mapped(f"down_{index}_resample", h, signal, width, self.resampler.down)
+        if self.image_skip == "residual":
+            beside = Conv(width, initial=style.initial, name=f"down_{index}_image")(image)
+            h = image = (h + self.resampler.down(beside)) * style.skip_scale
+        return h, image
+
+    def doubled(self, index, h, signal):
+        """Go up to level `index`."""
+        width, name = h.shape[-1], f"up_{index}_resample"
+        if isinstance(self.resampler, Between):
+            return self.resampler.up(width, self.levels[index].width, self.style.initial, name)(h)
+        return self.mapped(name, h, signal, width, self.resampler.up)
+
+
+def _levels(image_size, widths, attention, heads, transformers):
+    """Say of every level how wide it is and how it attends."""
+    halvings = len(widths) - 1
+    if not widths or image_size % 2**halvings:
+        raise ValueError(
+            f"unet: image_size is {image_size}, which {len(widths)} multipliers would halve {halvings} times; "
+            f"it must be a multiple of {2**halvings}. Use fewer multipliers or pad the images."
+        )
+    sizes = [image_size // 2**index for index in range(len(widths))]
+    for size in attention:
+        if size not in sizes:
+            raise ValueError(f"unet: attention at size {size}, but the levels of a {image_size} image are {sizes}.")
+    layers = [transformers] * len(widths) if isinstance(transformers, int) else list(transformers)
+    if len(layers) != len(widths):
+        raise ValueError(f"unet: transformers is {layers}; give one number, or one for each of {len(widths)} levels.")
+    levels = []
+    for size, width, depth in zip(sizes, widths, layers, strict=True):
+        count = _heads(width, *heads) if size in attention else 0
+        levels.append(Level(size, width, count, depth))
+    return tuple(levels)
+
+
+def _heads(width, heads, head_width):
+    """Divide a width into heads."""
+    if head_width:
+        checks.divides("unet", "head_width", head_width, "the width of a level", width)
+        return width // head_width
+    checks.divides("unet", "heads", heads, "the width of a level", width)
+    return heads
+
+
+def _resampler(resample, image_skip):
+    checks.one_of("unet", ("none", "residual"), image_skip=image_skip)
+    resampler = choose(RESAMPLERS, resample, "resample")
+    if image_skip == "residual" and isinstance(resampler, Between):
+        raise ValueError(f"unet: image_skip 'residual' needs resampling without parameters, such as 'fir'; {resample}.")
+    return resampler

@@ -1,0 +1,133 @@
+"""What a run's folder says of itself, and whether another config may go on in it.
+
+config.json   the whole config           run.json    command, versions, commit, devices, one entry a start
+data.json     what the data are like     parameters.txt   every parameter's shape
+metrics.jsonl, events/, pictures/        the record          checkpoints/, profiles/   to go on from
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+# What may change from one start of a run to the next without making it another run.
+FREE = {
+    "sampling",
+    *(
+        f"training.{key}"
+        for key in (
+            "steps", "mapping", "workers", "log_every", "save_every", "keep_last", "keep_every", "sample_every",
+            "snapshot_every", "most_in_a_row", "tensorboard", "wandb",
+        )
+    ),
+}  # fmt: skip
+
+
+def open_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder of a run, or refuse one that holds the run of another config, showing the difference."""
+    known = workdir / "config.json"
+    if known.exists():
+        _check_same(workdir, json.loads(known.read_text(encoding="utf-8")), plain(config))
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(known, plain(config))
+
+
+def note_start(workdir: Path, step: int) -> None:
+    """Add this start to run.json."""
+    import jax
+
+    path = workdir / "run.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    here = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "from_step": step,
+        "command": sys.argv,
+        "commit": commit(),
+        "versions": versions(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} hosts",
+    }
+    write_json(path, [*starts, here])
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Return the locked config of a run."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} is no run's folder: it has no config.json. Train there first.")
+    return ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8")))).lock()
+
+
+def plain(config: ConfigDict) -> Any:
+    """Return a config as json knows it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run rests on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Return the git commit of the source at hand, marked if it has changes, or None outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changed.strip() else "")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is whole or as it was."""
+    other = path.with_name(f".{path.name}.partial")
+    other.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(other, path)
+
+
+def _check_same(workdir, before, now):
+    differences = [
+        f"{key}: {old!r} there, {new!r} now"
+        for key, (old, new) in sorted(_changes(before, now, "").items())
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+    if differences:
+        raise ValueError(
+            f"{workdir} holds the run of another config; "
+            + "; ".join(differences)
+            + ". Give another --workdir, or the "
+            "old values."
+        )
+
+
+def _changes(before, now, under):
+    """Return {dotted key: (before, now)} of all that differs between two nested dicts."""
+    found = {}
+    for key in {*before, *now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= _changes(old, new, f"{under}{key}.")
+        elif old != new:
+            found[f"{under}{key}"] = (old, new)
+    return found
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,101 @@
+"""Attention: what it may depend on, and what not."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.nets import attention
+from diffusion_jax.nets.attention import Attention, attend, grid_angles, grid_waves, rotate
+from diffusion_jax.nets.network import initialize
+
+
+def normal(*shape, seed=0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+attending = jax.jit(attend)
+
+
+def test_attention_is_its_formula_and_knows_no_order():
+    q, k, v = normal(2, 5, 3, 4), normal(2, 7, 3, 4, seed=1), normal(2, 7, 3, 4, seed=2)
+    weights = np.exp(np.einsum("bqhd,bkhd->bhqk", q, k) / 2)
+    weights /= weights.sum(-1, keepdims=True)
+    out = attending(q, k, v)
+    np.testing.assert_allclose(out, np.einsum("bhqk,bkhd->bqhd", weights, v), rtol=1e-4, atol=1e-5)
+    order, other = np.array([3, 1, 0, 6, 2, 5, 4]), np.array([4, 2, 0, 1, 3])
+    np.testing.assert_allclose(attending(q, k[:, order], v[:, order]), out, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(attending(q[:, other], k, v), out[:, other], rtol=1e-4, atol=1e-6)
+
+
+def test_masked_tokens_do_not_matter_and_no_token_gives_nothing():
+    q, k, v = normal(3, 5, 2, 4), normal(3, 6, 2, 4, seed=1), normal(3, 6, 2, 4, seed=2)
+    mask: Any = np.arange(6)[None] < np.array([4, 6, 0])[:, None]
+    out = attending(q, k, v, mask)
+    np.testing.assert_allclose(out[0], attending(q[:1], k[:1, :4], v[:1, :4])[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out[1], attending(q[1:2], k[1:2], v[1:2])[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(out[2], 0)
+    slope = jax.jit(jax.grad(lambda v: attend(q, k, v, mask).sum()))(v)
+    assert np.isfinite(slope).all() and (slope[0, 4:] == 0).all() and (slope[2] == 0).all()
+
+
+def test_rotary_products_depend_on_differences_of_positions_only():
+    height, width, dim = 5, 6, 8
+    angles = grid_angles(height, width, dim)
+    q, k = (np.broadcast_to(normal(1, 1, 1, dim, seed=s), (1, height * width, 1, dim)) for s in (0, 1))
+    turned_q, turned_k = (np.asarray(jax.jit(rotate)(part, angles)) for part in (q, k))
+    products = np.einsum("bqhd,bkhd->qk", turned_q, turned_k).reshape(height, width, height, width)
+    np.testing.assert_allclose(products[1:, 1:, 1:, 1:], products[:-1, :-1, :-1, :-1], atol=1e-4)
+    assert np.abs(products[0, 0] - products[0, 0, 0, 0]).max() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(turned_q, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
+
+
+def test_positions_tell_every_patch_apart():
+    for table in (grid_waves(4, 6, 16), grid_angles(4, 6, 16)):
+        assert table.shape[0] == 24 and len(np.unique(table.round(5), axis=0)) == 24
+    waves = grid_waves(4, 6, 16).reshape(4, 6, 16)
+    np.testing.assert_array_equal(waves[1:, :, :8], waves[:-1, :, :8])  # the first half knows the column only
+    np.testing.assert_array_equal(waves[:, 1:, 8:], waves[:, :-1, 8:])
+
+
+def test_normalised_queries_and_keys_bound_the_products():
+    """Inputs of any size attend alike."""
+    x = normal(1, 6, 8)
+    layer = Attention(heads=2, normalized="rms", bias=False)
+    params = initialize(layer, jax.random.key(0), (x,))
+    answer: Any = jax.jit(lambda x: layer.apply({"params": params}, x))
+    np.testing.assert_allclose(answer(50 * x), 50 * answer(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_form_for_cpus_is_jaxs_own_with_its_gradients(masked):
+    arrays = normal(2, 5, 3, 4), normal(2, 7, 3, 4, seed=1), normal(2, 7, 3, 4, seed=2)
+    mask = np.arange(7)[None, None, None] < np.array([4, 7])[:, None, None, None] if masked else None
+
+    def results(way):
+        loss = lambda *arrays: (jnp.sin(way(*arrays, mask=mask)).sum(), way(*arrays, mask=mask))
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+
+    ours, theirs = results(attention.on_cpu), results(jax.nn.dot_product_attention)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "dim", "chosen"),
+    [
+        ("tpu", "bfloat16", 64, "xla"),
+        ("gpu", "bfloat16", 64, "cudnn"),
+        ("gpu", "float16", 128, "cudnn"),
+        ("gpu", "float32", 64, "xla"),
+        ("gpu", "bfloat16", 256, "xla"),
+        ("gpu", "bfloat16", 20, "xla"),
+    ],
+)
+def test_the_fused_kernel_is_chosen_where_it_exists(platform, dtype, dim, chosen, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
+    attend(*3 * [jnp.zeros((1, 4, 2, dim), dtype)])
+    assert asked == [chosen]
