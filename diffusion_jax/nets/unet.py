@@ -83,17 +83,14 @@ def unet(
     the middle. `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers`
     is a number of layers, or one for each level.
     """
-    checks.whole("unet", 1, channels=channels, image_size=image_size, depth=depth, groups=groups)
+    out_channels = channels if out_channels is None else out_channels
+    checks.whole("unet", 1, channels=channels, out_channels=out_channels, image_size=image_size, depth=depth)
+    checks.whole("unet", 1, groups=groups, heads=heads, **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)})
     checks.whole("unet", 8, width=width)
+    checks.whole("unet", 0, head_width=head_width)
     checks.share("unet", dropout=dropout)
-    checks.one_of("unet", ("every", "level"), skips=skips)
-    checks.one_of("unet", ("every", "last"), decoder_attention=decoder_attention)
-    checks.one_of("unet", ("identity", "projected"), shortcut=shortcut)
-    told = make_told("unet", num_classes, text_width, pooled_width, augment_width)
-    if text_width and (mixer != "transformer" or not attention):
-        raise ValueError(
-            f"unet: text_width is {text_width}, but only mixer 'transformer' where pixels attend reads it."
-        )
+    _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip)
+    _check_text(text_width, mixer, attention)
     widths = [width * multiplier for multiplier in multipliers]
     levels = _levels(image_size, widths, attention, (heads, head_width), transformers)
     style = Style(
@@ -107,7 +104,7 @@ def unet(
     )
     return UNet(
         channels=channels,
-        out_channels=channels if out_channels is None else out_channels,
+        out_channels=out_channels,
         width=width,
         levels=levels,
         middle=levels[-1]._replace(heads=_heads(levels[-1].width, heads, head_width) if attention else 0),
@@ -120,7 +117,7 @@ def unet(
         decoder_attention=decoder_attention,
         style=style,
         waves=choose(TIME_EMBEDDINGS, time, "time"),
-        told=told,
+        told=make_told("unet", num_classes, text_width, pooled_width, augment_width),
         dtype=checks.dtype_of("unet", dtype),
         remat=lookup(REMATS, remat, "remat"),
     )
@@ -261,8 +258,26 @@ def _heads(width, heads, head_width):
     return heads
 
 
+def _check_words(**words):
+    known = {
+        "skips": ("every", "level"),
+        "decoder_attention": ("every", "last"),
+        "shortcut": ("identity", "projected"),
+        "image_skip": ("none", "residual"),
+    }
+    for name, word in words.items():
+        checks.one_of("unet", known[name], **{name: word})
+
+
+def _check_text(text_width, mixer, attention):
+    if text_width and (mixer != "transformer" or not attention):
+        raise ValueError(
+            f"unet: text_width is {text_width}, but only mixer 'transformer', where pixels attend, reads text; mixer is "
+            f"'{mixer}' and attention is {attention}."
+        )
+
+
 def _resampler(resample, image_skip):
-    checks.one_of("unet", ("none", "residual"), image_skip=image_skip)
     resampler = choose(RESAMPLERS, resample, "resample")
     if image_skip == "residual" and isinstance(resampler, Between):
         raise ValueError(f"unet: image_skip 'residual' needs resampling without parameters, such as 'fir'; {resample}.")

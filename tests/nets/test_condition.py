@@ -68,10 +68,9 @@ def test_dropout_depends_on_the_examples_own_key_alone(kind):
     together = answer(params, x, t, {**cond, "dropout": keys})
     alone = answer(params, x[2:3], t[2:3], {**{k: v[2:3] for k, v in cond.items()}, "dropout": keys[2:3]})
     np.testing.assert_allclose(alone[0], together[2], rtol=2e-4, atol=2e-5)
-    off = answer(params, x, t, cond)
     other = answer(params, x, t, {**cond, "dropout": keys[::-1]})
-    for one in (off, other):
-        assert np.abs(one - together).max() > 1e-2
+    assert np.abs(other - together).max() > 1e-2
+    # Without keys it is the very program of a network without dropout
     never = jax.make_jaxpr(started(kind)[0])(params, x, t, cond)
     assert str(jax.make_jaxpr(apply)(params, x, t, cond)) == str(never)
 
