@@ -84,43 +84,24 @@ def unet(
     is a number of layers, or one for each level.
     """
     out_channels = channels if out_channels is None else out_channels
-    checks.whole("unet", 1, channels=channels, out_channels=out_channels, image_size=image_size, depth=depth)
-    checks.whole("unet", 1, groups=groups, heads=heads, **{f"multipliers[{i}]": m for i, m in enumerate(multipliers)})
-    checks.whole("unet", 8, width=width)
-    checks.whole("unet", 0, head_width=head_width)
+    checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
     checks.share("unet", dropout=dropout)
     _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip)
-    _check_text(text_width, mixer, attention)
-    widths = [width * multiplier for multiplier in multipliers]
-    levels = _levels(image_size, widths, attention, (heads, head_width), transformers)
+    levels, middle = _levels(image_size, _widths(width, multipliers), attention, (heads, head_width), transformers)
     style = Style(
         activation=lookup(ACTIVATIONS, activation, "activation"),
         norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon),
-        tell=lookup(TELLS, tell, "tell"),
-        initial=choose(SCHEMES, initial, "initial"),
-        dropout=dropout,
-        skip_scale=skip_scale,
-        shortcut=shortcut,
-    )
+        tell=lookup(TELLS, tell, "tell"), initial=choose(SCHEMES, initial, "initial"),
+        dropout=dropout, skip_scale=skip_scale, shortcut=shortcut,
+    )  # fmt: skip
     return UNet(
-        channels=channels,
-        out_channels=out_channels,
-        width=width,
-        levels=levels,
-        middle=levels[-1]._replace(heads=_heads(levels[-1].width, heads, head_width) if attention else 0),
-        depth=depth,
-        block=lookup(BLOCKS, block, "block"),
-        mixer=lookup(MIXERS, mixer, "mixer"),
-        resampler=_resampler(resample, image_skip),
-        skips=skips,
-        image_skip=image_skip,
-        decoder_attention=decoder_attention,
-        style=style,
-        waves=choose(TIME_EMBEDDINGS, time, "time"),
+        channels=channels, out_channels=out_channels, width=width, levels=levels, middle=middle, depth=depth,
+        block=lookup(BLOCKS, block, "block"), mixer=_mixer(mixer, text_width, attention),
+        resampler=_resampler(resample, image_skip), waves=choose(TIME_EMBEDDINGS, time, "time"),
+        skips=skips, image_skip=image_skip, decoder_attention=decoder_attention, style=style,
         told=make_told("unet", num_classes, text_width, pooled_width, augment_width),
-        dtype=checks.dtype_of("unet", dtype),
-        remat=lookup(REMATS, remat, "remat"),
-    )
+        dtype=checks.dtype_of("unet", dtype), remat=lookup(REMATS, remat, "remat"),
+    )  # fmt: skip
 
 
 class UNet(nn.Module):
@@ -227,8 +208,16 @@ class UNet(nn.Module):
         return self.mapped(name, h, signal, width, self.resampler.up)
 
 
+def _widths(width, multipliers):
+    checks.whole("unet", 8, width=width)
+    checks.whole("unet", 1, **{f"multipliers[{index}]": number for index, number in enumerate(multipliers)})
+    return [width * number for number in multipliers]
+
+
 def _levels(image_size, widths, attention, heads, transformers):
-    """Say of every level how wide it is and how it attends."""
+    """Say of every level, and of the middle, how wide it is and how it attends."""
+    checks.whole("unet", 1, image_size=image_size)
+    checks.whole("unet", 0, head_width=heads[1])
     halvings = len(widths) - 1
     if not widths or image_size % 2**halvings:
         raise ValueError(
@@ -246,7 +235,8 @@ def _levels(image_size, widths, attention, heads, transformers):
     for size, width, depth in zip(sizes, widths, layers, strict=True):
         count = _heads(width, *heads) if size in attention else 0
         levels.append(Level(size, width, count, depth))
-    return tuple(levels)
+    middle = levels[-1]._replace(heads=_heads(widths[-1], *heads) if attention else 0)
+    return tuple(levels), middle
 
 
 def _heads(width, heads, head_width):
@@ -269,12 +259,13 @@ def _check_words(**words):
         checks.one_of("unet", known[name], **{name: word})
 
 
-def _check_text(text_width, mixer, attention):
+def _mixer(mixer, text_width, attention):
     if text_width and (mixer != "transformer" or not attention):
         raise ValueError(
-            f"unet: text_width is {text_width}, but only mixer 'transformer', where pixels attend, reads text; mixer is "
-            f"'{mixer}' and attention is {attention}."
+            f"unet: text_width is {text_width}, but only mixer 'transformer', where pixels attend, reads text; "
+            f"mixer is '{mixer}' and attention is {attention}."
         )
+    return lookup(MIXERS, mixer, "mixer")
 
 
 def _resampler(resample, image_skip):

@@ -59,7 +59,7 @@ class Logbook:
         if tensorboard:
             from tensorboardX import SummaryWriter  # half a second, for those who want it
 
-            self._events = SummaryWriter(str(self.workdir / "events"), purge_step=step + 1)
+            self._events = SummaryWriter(str(self.workdir / "events"), purge_step=step + 1, filename_suffix=f".{step}")
         if wandb:
             self._wandb = _start_wandb(wandb, self.workdir)
 

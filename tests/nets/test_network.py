@@ -89,7 +89,7 @@ def slopes(kind, remat):
     return jax.jit(jax.grad(loss))(stirred(params, 0.1)), sum(leaf.size for leaf in kept)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "2015", "dit"])
+@pytest.mark.parametrize("kind", ["2015", pytest.param("mlp", marks=pytest.mark.slow), "dit"])
 @pytest.mark.parametrize("remat", REMATS)
 def test_computing_again_keeps_less_and_changes_nothing(kind, remat):
     (plain, most), (again, kept) = slopes(kind, "none"), slopes(kind, remat)

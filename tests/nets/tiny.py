@@ -14,7 +14,7 @@ from diffusion_jax.nets.network import apply_of, initialize
 SMALL = {"name": "unet", "channels": 2, "image_size": 8, "width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}
 SONG = {**SMALL, "resample": "fir", "skip_scale": 0.5**0.5, "shortcut": "projected", "decoder_attention": "last"}
 
-SLOW = ("ncsnpp", "adm", "text")  # to compile with their gradients; their forward passes are in other tests
+SLOW = ("ncsnpp", "adm", "text", "dit")  # to compile with their gradients; the rest of the laws runs over them too
 
 KINDS = {
     "mlp": {"name": "mlp", "channels": 2, "width": 8, "depth": 2, "num_classes": 3},
