@@ -89,9 +89,12 @@ class Checkpoints:
             )
         step = known[-1] if step is None else step
         found = read_part(self.folder / str(step) / "state", *names)
-        noted = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]["bits"]
-        _check_bits(found, noted, "." + names[0] + "".join(f"['{name}']" for name in names[1:]))
+        _check_bits(found, self.noted(step), "." + names[0] + "".join(f"['{name}']" for name in names[1:]))
         return step, found
+
+    def noted(self, step: int) -> dict[str, int]:
+        """Return the sums over the bits of a checkpoint's arrays, as they were written."""
+        return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]["bits"]
 
     def wait(self) -> None:
         """Return when everything is written."""
