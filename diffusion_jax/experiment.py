@@ -87,7 +87,7 @@ def make_schedule(config: Any) -> Schedule:
 def make_sampling(config: Any, schedule: Schedule) -> Sampling:
     """Build what `sampling` names: a grid of `steps` steps, and a solver."""
     part = config["sampling"]
-    times = _entry(part, "grid", GRIDS, schedule, at_least(part, "steps", 1), under="sampling.")
+    times = _entry(part, "grid", GRIDS, schedule, at_least(part, "steps", 1, under="sampling."), under="sampling.")
     return Sampling(schedule, times, _entry(part, "solver", SOLVERS, schedule, under="sampling."))
 
 
@@ -114,7 +114,7 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
     batches = make_pipeline(
         source,
         (*config["transforms"], *([{"name": "condition", "entries": config["cond"]}] if config["cond"] else ())),
-        batch_size=at_least(part, "batch_size", 1),
+        batch_size=at_least(part, "batch_size", 1, under="training."),
         seed=config["seed"],
         shard=shard,
         workers=part["workers"],
@@ -125,7 +125,7 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
         del loss["global_batch"]
     optimizer, rate = make_optimizer(part["optimizer"], part["rate"], clip=part["clip"] or None)
     for key in ("steps", "parts", "log_every", "save_every"):
-        at_least(part, key, 1)
+        at_least(part, key, 1, under="training.")
     averages = {name: choose(AVERAGES, spec, f"average '{name}'") for name, spec in part["averages"].items()}
     loss_fn = _entry({"loss": loss}, "loss", LOSSES, model.apply, model.schedule)
     return Training(model, source, batches, loss_fn, optimizer, rate, averages)
@@ -192,10 +192,10 @@ def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
     return within(denoise, conditional, spec["interval"]) if spec.get("interval") else denoise
 
 
-def at_least(config: Any, key: str, least: int) -> int:
-    """Return a number of the config, or refuse it."""
+def at_least(config: Any, key: str, least: int, *, under: str = "") -> int:
+    """Return a number of the config, or refuse it; `under` says where in the whole config this part of it lies."""
     if config[key] < least:
-        raise ValueError(f"config.{key} is {config[key]}; it must be at least {least}.")
+        raise ValueError(f"config.{under}{key} is {config[key]}; it must be at least {least}.")
     return config[key]
 
 

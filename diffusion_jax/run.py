@@ -170,7 +170,7 @@ def check_sampling(trained: Trained) -> None:
     """Refuse a way of sampling that does not fit the model."""
     make_sampler(trained.config, trained.model, trained.info)
     for key in ("count", "batch_size"):
-        at_least(trained.config.sampling, key, 1)
+        at_least(trained.config.sampling, key, 1, under="sampling.")
 
 
 def picture(samples: Any, labels: Any, info: Info, *, source: Any = None) -> np.ndarray:

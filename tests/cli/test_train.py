@@ -155,7 +155,7 @@ MISTAKES = {
     "average": (["--config.sampling.average=emma"], "config.sampling.average is 'emma'; it must be one of params, ema"),
     "guidance": (["--config.sampling.guidance={'name': 'classifier_free', 'scale': 2.0}"], "has no conditions"),
     "mapping": (["--config.training.mapping=pmpa"], "unknown mapping 'pmpa'. Did you mean 'pmap'?"),
-    "steps": (["--config.training.steps=0"], "config.steps is 0"),
+    "steps": (["--config.training.steps=0"], "config.training.steps is 0"),
 }
 
 
