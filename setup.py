@@ -12,6 +12,7 @@ EXTRAS = {
     "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.13", "ruff>=0.9", "pyright>=1.1.390", *DATA],
 }
+ALL = sorted({need for needs in EXTRAS.values() for need in needs})
 
 setup(
     name="diffusion_jax",
@@ -38,7 +39,8 @@ setup(
         "tensorboardX>=2.6",
         "tqdm>=4.66",
     ],
-    extras_require=EXTRAS | {"all": sorted({need for needs in EXTRAS.values() for need in needs})},
+    extras_require=EXTRAS | {"all": ALL, "peers": ["torch>=2.4", "diffusers>=0.31"]},  # peers: for benchmarks only
+    | {"all": sorted({need for name, needs in EXTRAS.items() if name != "peers" for need in needs})},
     entry_points={"console_scripts": ["diffusion-jax = diffusion_jax.cli.main:run"]},
     classifiers=[
         "Intended Audience :: Science/Research",
