@@ -40,7 +40,6 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS | {"all": ALL, "peers": ["torch>=2.4", "diffusers>=0.31"]},  # peers: for benchmarks only
-    | {"all": sorted({need for name, needs in EXTRAS.items() if name != "peers" for need in needs})},
     entry_points={"console_scripts": ["diffusion-jax = diffusion_jax.cli.main:run"]},
     classifiers=[
         "Intended Audience :: Science/Research",
