@@ -27,9 +27,9 @@ def get_config(mode: str = "") -> Any:
         "groups": 8,
         "tell": "scale_shift",
     }
-    config.training.steps = 600
+    config.training.steps = 400
     config.training.batch_size = 64
-    config.training.rate = {"name": "cosine", "peak": 2e-3, "steps": 600, "warmup": 50, "end": 0.0}
+    config.training.rate = {"name": "cosine", "peak": 2e-3, "steps": 400, "warmup": 40, "end": 0.0}
     config.training.averages = {"ema": {"name": "warmup", "decay": 0.995}}
     config.training.save_every = 200
     config.training.sample_every = 200

@@ -152,9 +152,10 @@ def example_of(model: Model, info: Any, count: int) -> tuple[Any, Any, dict[str,
 
 
 def make_sampler(config: Any, model: Model, info: Any) -> Callable[[Params, Key, Array, Batch], Array]:
-    """Return draw(params, key, indices, cond): samples whose noise belongs to their global index alone."""
+    """Return draw(params, key, indices, cond), jitted: samples whose noise belongs to their global index alone."""
     part, sampling = config["sampling"], make_sampling(config, model.schedule)
 
+    @jax.jit
     def draw(params, key, indices, cond):
         start_key, solver_key = jax.random.split(key)
         zeros = jnp.zeros((indices.shape[0], *info.shapes["x"]))

@@ -35,7 +35,7 @@ class Diverged(Exception):
 
 
 class Hook(NamedTuple):
-    """What is done with the state every `every` steps and, if `last`, after the last one."""
+    """What is done with the state every `every` steps on the way, and, if `last`, after the last one."""
 
     every: int
     call: Callable[[Any, int], Any]
@@ -88,7 +88,7 @@ def train(
                 logbook.scalars(step, {**found, **jax.device_get(counters), **rate, **clock.figures()})
                 _check_sound(step, int(counters["in_a_row"]), plan)
             for hook in hooks:
-                if step % hook.every == 0 or (hook.last and step == plan.steps):
+                if step % hook.every == 0 if step < plan.steps else hook.last:
                     with clock.paused():
                         hook.call(state, step)
             if told.signal is not None:
