@@ -14,7 +14,7 @@ from tests import laws
 from tests.solver_cases import ALL_CASES, FINE_CASES, ODE_CASES, as_mixture, start, two_dimensional
 
 FIRST, LAST = -1.5, 1.0  # log-SNR where the paths start and end: inside every span
-PATHS = ("linear_beta", "rectified")
+PATHS = ("rectified",)
 OTHERS = tuple(sorted(set(laws.SCHEDULE_CASES) - {*PATHS, *laws.TABLES}))  # tables have kinks
 
 
