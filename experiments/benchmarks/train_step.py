@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +74,7 @@ def ours(name: str, batch: int) -> tuple[Any, Any, dict[str, Any]]:
 
 def theirs(name: str, batch: int) -> tuple[Any, Any, dict[str, Any]]:
     """Return the same of diffusers' network."""
-    import diffusers  # pyright: ignore[reportMissingImports]
-    import torch  # pyright: ignore[reportMissingImports]
-
+    diffusers, torch = (cast(Any, import_module(peer)) for peer in ("diffusers", "torch"))
     torch.set_num_threads(os.cpu_count() or 1)
     begin = time.perf_counter()
     if name == "unet":
@@ -123,7 +122,7 @@ def theirs(name: str, batch: int) -> tuple[Any, Any, dict[str, Any]]:
 
 def compare(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """Time both networks in turn."""
-    sides = {"ours": ours(name, batch), "theirs": theirs(name, batch)}
+    sides: dict[str, Any] = {"ours": ours(name, batch), "theirs": theirs(name, batch)}
     found: dict[str, Any] = {side: facts for side, (_, _, facts) in sides.items()}
     for place, what in enumerate(("forward", "step")):
         seconds = {side: [] for side in sides}
