@@ -120,9 +120,9 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
         workers=part["workers"],
     )
     model = make_model(config, batches.info._replace(classes=source.info.classes))
-    loss = {**config["loss"], "global_batch": part["batch_size"]}
-    if loss["name"] != "denoising":
-        del loss["global_batch"]
+    loss = dict(config["loss"])
+    if loss["name"] == "denoising":
+        loss["global_batch"] = part["batch_size"]
     optimizer, rate = make_optimizer(part["optimizer"], part["rate"], clip=part["clip"] or None)
     for key in ("steps", "parts", "log_every", "save_every"):
         at_least(part, key, 1, under="training.")
@@ -134,21 +134,17 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
 def start(config: Any, training: Training) -> TrainState:
     """Return the state before the first step."""
     key, loss = jax.random.key(config["seed"]), config["loss"]
-    x, t, cond = example_of(training.model, training.batches.info, 1)
+    x = jax.ShapeDtypeStruct((1, *training.batches.info.shapes["x"]), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if training.model.classes else {}
     params = dict(initialize(training.model.module, jax.random.fold_in(key, 0), (x, t, cond)))
+    history = None
     if loss["name"] == "denoising":
         if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:
             params["uncertainty"] = start_uncertainty()
-        adaptive = choose(TIMES, loss["times"], "times").given is not None
-    history = start_history(training.model.schedule) if loss["name"] == "denoising" and adaptive else None
+        if choose(TIMES, loss["times"], "times").given is not None:
+            history = start_history(training.model.schedule)
     return start_state(params, training.optimizer, training.averages, jax.random.fold_in(key, 1), history=history)
-
-
-def example_of(model: Model, info: Any, count: int) -> tuple[Any, Any, dict[str, Any]]:
-    """Return (x, t, cond) as the network will meet them, for `count` examples: shapes only."""
-    x = jax.ShapeDtypeStruct((count, *info.shapes["x"]), jnp.float32)
-    cond = {"label": jax.ShapeDtypeStruct((count,), jnp.int32)} if model.classes else {}
-    return x, jax.ShapeDtypeStruct((count,), jnp.float32), cond
 
 
 def make_sampler(config: Any, model: Model, info: Any) -> Callable[[Params, Key, Array, Batch], Array]:

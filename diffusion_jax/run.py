@@ -83,13 +83,15 @@ def carry_out(run: Run) -> dict[str, float]:
     if restored is not None:
         state = parallel.put_state(restored.state)
         batches.set_state(restored.data)
-    step = int(parallel.get_state(state).step)
+    begun = parallel.get_state(state)
+    step = int(begun.step)
     if jax.process_index() == 0:
         workdir.note_start(run.folder, step)
-        _describe(run, parallel.get_state(state).params)
+        _describe(run, begun.params)
     logbook = Logbook(run.folder, step=step, tensorboard=part.tensorboard, wandb=part.wandb)
-    parameters = count(parallel.get_state(state).params)
-    logbook.say(f"{parameters / 1e6:.2f} million parameters on {jax.device_count()} device(s), from step {step}")
+    millions = count(begun.params) / 1e6
+    del begun  # under pmap it is a copy
+    logbook.say(f"{millions:.2f} million parameters on {jax.device_count()} device(s), from step {step}")
     about = {"config": workdir.plain(config), "versions": workdir.versions()}
 
     def save(state):

@@ -7,7 +7,6 @@ metrics.jsonl, events/, pictures/        the record          checkpoints/, profi
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from diffusion_jax.files import replacing
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -95,9 +96,8 @@ def commit() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or as it was."""
-    other = path.with_name(f".{path.name}.partial")
-    other.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(other, path)
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def _check_same(workdir, before, now):

@@ -19,10 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.training.checkpoint import Checkpoints, fingerprint
+from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.logbook import read
 
 ROOT = Path(__file__).parent.parent
@@ -54,21 +55,13 @@ def killed(workdir: Path, arguments: argparse.Namespace, chance: random.Random) 
     return arguments.kills
 
 
-def state(workdir: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def state(workdir: Path) -> tuple[list[np.ndarray], dict[str, int]]:
     """Return the last parameters and the sums over the bits of the whole last state."""
     checkpoints = Checkpoints(workdir / "checkpoints")
     step, params = checkpoints.part("params")
-    assert fingerprint(params)
-    noted = checkpoints.noted(step)
+    bits = checkpoints.noted(step)
     checkpoints.close()
-    flat = {}
-
-    def note(tree, path):
-        for name, leaf in tree.items():
-            note(leaf, f"{path}/{name}") if isinstance(leaf, dict) else flat.update({f"{path}/{name}": leaf})
-
-    note(params, "")
-    return flat, {"step": step, **noted}
+    return jax.tree.leaves(params), {"step": step, **bits}
 
 
 def main() -> None:
@@ -88,7 +81,7 @@ def main() -> None:
         assert start(war, arguments.steps, arguments.then or arguments.devices).wait() == 0
         (params, bits), (others, other_bits) = state(peace), state(war)
         lines = [[line["step"] for line in read(workdir) if "loss" in line] for workdir in (peace, war)]
-    away = max(float(np.abs(params[name] - others[name]).max()) for name in params)
+    away = max(float(np.abs(one - other).max()) for one, other in zip(params, others, strict=True))
     same = bits == other_bits
     print(f"kills                      {kills}")
     print(f"state bit for bit the same {'yes' if same else 'no'} ({len(bits)} arrays)")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.cli.output import replacing
+from diffusion_jax.files import replacing
 from diffusion_jax.naming import choose
 from diffusion_jax.process.forward import start_from
 from diffusion_jax.process.grid import GRIDS

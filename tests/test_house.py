@@ -16,11 +16,12 @@ PACKAGE = ROOT / "diffusion_jax"
 MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
-# Who may import whom: a room, or a file of the first level. `types` and `naming` are everybody's; only `types` loads
-# JAX, which data must not.
+# Who may import whom: a room, or a file of the first level. `types`, `naming` and `files` are everybody's; only `types`
+# loads JAX, which data must not.
 MAY_IMPORT = {
     "types": set(),
     "naming": set(),
+    "files": set(),
     "process": set(),
     "denoisers": {"process"},
     "solvers": {"process"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,
 }
-EVERYBODYS = {"types", "naming"}
+EVERYBODYS = {"types", "naming", "files"}
 
 # What the rooms of mathematics may import beside the standard library, at module level.
 THIRD_PARTY = {

@@ -30,9 +30,9 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax import plots
 from diffusion_jax.cli import arguments
-from diffusion_jax.cli.output import replacing
 from diffusion_jax.evaluation.distance import sliced_distance
 from diffusion_jax.experiment import Exact, at_least, make_exact
+from diffusion_jax.files import replacing
 from diffusion_jax.process.forward import start_from
 from diffusion_jax.process.noise import example_keys
 from diffusion_jax.solvers.solver import evaluations, progress, sample

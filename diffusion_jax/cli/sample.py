@@ -24,9 +24,9 @@ from PIL import Image
 
 from diffusion_jax import run
 from diffusion_jax.cli import arguments
-from diffusion_jax.cli.output import replacing
 from diffusion_jax.data import make_source
 from diffusion_jax.data.pixels import to_uint8
+from diffusion_jax.files import replacing
 from diffusion_jax.workdir import read_config
 
 

@@ -57,17 +57,12 @@ class Checkpoints:
         parts = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(data)}
         self._manager.save(step, args=ocp.args.Composite(**parts, about=ocp.args.JsonSave(about)))
 
-    def restore(self, like: Any, *, step: int | None = None) -> Restored | None:
-        """Read the newest sound checkpoint (or that of `step`) as `like`, a tree of shapes and shardings.
+    def restore(self, like: Any) -> Restored | None:
+        """Read the newest sound checkpoint as `like`, a tree of shapes and shardings.
 
         Returns None if there never was one.
         """
-        known = self.steps()
-        if step is not None:
-            if step not in known:
-                raise ValueError(f"no checkpoint of step {step} in {self.folder}; there are {known or 'none'}.")
-            return self._read(step, like)
-        for tried in reversed(known):
+        for tried in reversed(self.steps()):
             try:
                 return self._read(tried, like)
             except Exception as error:  # whatever a damaged file makes of its reader

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from clu import metrics as clu_metrics
 
+from diffusion_jax.files import replacing
 from diffusion_jax.types import Metrics
 
 FILE = "metrics.jsonl"
@@ -131,9 +132,8 @@ def _strike_out(path, step):
     if not path.exists():
         return
     kept = [line for line in read(path.parent) if line["step"] <= step]
-    other = path.with_suffix(".tmp")
-    other.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    other.replace(path)
+    with replacing(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _start_wandb(project, workdir):

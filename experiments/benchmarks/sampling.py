@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.cli.output import replacing
 from diffusion_jax.denoisers.guidance import classifier_free
 from diffusion_jax.denoisers.network import doubled, make_denoiser
+from diffusion_jax.files import replacing
 from diffusion_jax.process.grid import GRIDS
 from diffusion_jax.process.schedules import linear_beta
 from diffusion_jax.solvers import SOLVERS

@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_jax.cli import arguments
 from diffusion_jax.cli.main import COMMANDS, run
-from diffusion_jax.cli.output import replacing
+from diffusion_jax.files import replacing
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.types import Solver
 

@@ -21,7 +21,6 @@ from diffusion_jax.workdir import read_config
 ROOT = Path(__file__).parent.parent.parent
 TOY = str(ROOT / "configs" / "toy_2d.py")
 QUICK = str(ROOT / "configs" / "quickstart.py")
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("base", "exact_2d"))
 MORE = ("--config.training.tensorboard=False",)
 
 
