@@ -6,19 +6,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.data import make_pipeline, make_source
+from diffusion_jax.data.words import encoded
 from diffusion_jax.denoisers.guidance import GUIDANCE, within
 from diffusion_jax.denoisers.network import doubled, make_denoiser
 from diffusion_jax.denoisers.precondition import INPUTS
+from diffusion_jax.denoisers.threshold import THRESHOLDS
 from diffusion_jax.losses.denoising import denoising_loss
 from diffusion_jax.losses.history import start_history
 from diffusion_jax.losses.times import TIMES
 from diffusion_jax.losses.uncertainty import start_uncertainty
 from diffusion_jax.losses.variational import hybrid_loss
 from diffusion_jax.losses.weighting import WEIGHTINGS
-from diffusion_jax.naming import KeywordError, choose, lookup
+from diffusion_jax.naming import KeywordError, choose, lookup, suggestion
 from diffusion_jax.nets import NETWORKS
+from diffusion_jax.nets.condition import ENTRIES, keyword_of
 from diffusion_jax.nets.network import apply_of, initialize
 from diffusion_jax.process.forward import prior
 from diffusion_jax.process.grid import GRIDS
@@ -53,13 +57,17 @@ class Exact(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network on a path: `apply` is fed as its `input` says, and its output is of kind `prediction`."""
+    """A network on a path: `apply` is fed as its `input` says, and its output is of kind `prediction`.
+
+    `told` is what an example's `cond` holds, by shape and dtype.
+    """
 
     schedule: Schedule
     module: Any
     apply: Apply
     prediction: Any
     classes: int
+    told: dict[str, jax.ShapeDtypeStruct]
 
 
 class Training(NamedTuple):
@@ -94,22 +102,28 @@ def make_sampling(config: Any, schedule: Schedule) -> Sampling:
 def make_model(config: Any, info: Any) -> Model:
     """Build the network, for data such as `info` describes, and what feeds it."""
     schedule, loss = make_schedule(config), config["loss"]
-    channels, classes = info.shapes["x"][-1], info.num_classes if "label" in config["cond"] else 0
-    prediction = choose(PREDICTIONS, loss["prediction"], "prediction")
-    out_channels = 2 * channels if loss["name"] == "hybrid" or prediction.name == "learned_variance" else channels
+    told = _told(config["cond"], info)
+    channels, classes = info.shapes["x"][-1], info.num_classes if "label" in told else 0
+    prediction, learned = loss["prediction"], "learned_variance"
+    if loss["name"] == "hybrid" and choose(PREDICTIONS, prediction, "prediction").name != learned:
+        prediction = {"name": learned, "of": prediction}
+    out_channels = 2 * channels if choose(PREDICTIONS, prediction, "prediction").name == learned else channels
     spec = {**config["network"], "channels": channels, "out_channels": out_channels}
-    if classes:
-        spec["num_classes"] = classes
+    for name, what in told.items():
+        keyword = keyword_of(name)
+        if keyword:
+            spec[keyword] = what.shape[-1] if what.shape else classes
     if "image_size" in inspect.signature(lookup(NETWORKS, spec["name"], "network")).parameters:
         spec["image_size"] = info.shapes["x"][0]
     module = _entry({"network": spec}, "network", NETWORKS)
     apply = _entry(config, "input", INPUTS, apply_of(module), schedule)
-    return Model(schedule, module, apply, loss["prediction"], classes)
+    return Model(schedule, module, apply, prediction, classes, told)
 
 
 def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
     """Build everything that training takes; whatever is wrong with the config is said here."""
     part = config["training"]
+    _check_heard(config["cond"])
     source = make_source(config["data"])
     batches = make_pipeline(
         source,
@@ -136,7 +150,7 @@ def start(config: Any, training: Training) -> TrainState:
     key, loss = jax.random.key(config["seed"]), config["loss"]
     x = jax.ShapeDtypeStruct((1, *training.batches.info.shapes["x"]), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if training.model.classes else {}
+    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in training.model.told.items()}
     params = dict(initialize(training.model.module, jax.random.fold_in(key, 0), (x, t, cond)))
     history = None
     if loss["name"] == "denoising":
@@ -151,20 +165,38 @@ def make_sampler(config: Any, model: Model, info: Any) -> Callable[[Params, Key,
     """Return draw(params, key, indices, cond), jitted: samples whose noise belongs to their global index alone."""
     part, sampling = config["sampling"], make_sampling(config, model.schedule)
 
+    returned = lookup(RETURNED, part["returned"], "returned")
+
     @jax.jit
     def draw(params, key, indices, cond):
         start_key, solver_key = jax.random.split(key)
         zeros = jnp.zeros((indices.shape[0], *info.shapes["x"]))
         x = prior(model.schedule, example_keys(start_key, indices), zeros, sampling.times[0])
         denoise = guided(part["guidance"], model, params, cond)
-        return sample(denoise, sampling.solver, sampling.times, x, solver_key, indices=indices)[0]
+        denoise = _entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
+        x = sample(denoise, sampling.solver, sampling.times, x, solver_key, indices=indices)[0]
+        return returned(denoise, x, sampling.times[-1])
 
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
         raise ValueError(
             f"config.sampling.label is {part['label']}; classes are 0 to {model.classes - 1}, and -1 takes all in turn."
         )
-    guided(part["guidance"], model, {}, {"label": jnp.zeros(1, jnp.int32)} if model.classes else {})  # says its errors
+    cond = conditions(config, model, np.zeros(1, int))
+    denoise = guided(part["guidance"], model, {}, cond)  # says its errors, as does the next
+    _entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
     return draw
+
+
+def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
+    """Return what the samples of these global indices are told: their label, and their caption's text."""
+    part, told = config["sampling"], {}
+    if "label" in model.told:
+        labels = indices % model.classes if part["label"] == -1 else np.full(len(indices), part["label"])
+        told["label"] = jnp.asarray(labels, jnp.int32)
+    if "text" in model.told:
+        captions = part["captions"] or ("",)
+        told |= _texts(model, [captions[index % len(captions)] for index in indices])
+    return told
 
 
 def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
@@ -172,7 +204,7 @@ def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
     build = {"prediction": model.prediction}
     if spec is None or spec["name"] == "none":
         return make_denoiser(model.apply, params, model.schedule, **build, cond=cond)
-    if not model.classes:
+    if not cond:
         raise ValueError(
             "config.sampling.guidance guides a model that has no conditions; set it to none, or train with "
             "config.cond=('label',)."
@@ -181,7 +213,11 @@ def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
     guide = lookup(GUIDANCE, spec["name"], "guidance")
     if "schedule" in inspect.signature(guide).parameters:
         keywords["schedule"] = model.schedule
-    null = {**cond, "label": jnp.full_like(cond["label"], model.classes)}
+    null = {**cond}
+    if "label" in cond:
+        null["label"] = jnp.full_like(cond["label"], model.classes)
+    if "text" in cond:
+        null |= _texts(model, [""] * cond["text"].shape[0])
     conditional, unconditional = doubled(model.apply, params, model.schedule, **build, cond=cond, null=null)
     denoise = choose(
         {spec["name"]: guide}, {"name": spec["name"], **keywords}, "guidance", conditional, unconditional, spec["scale"]
@@ -194,6 +230,28 @@ def at_least(config: Any, key: str, least: int, *, under: str = "") -> int:
     if config[key] < least:
         raise ValueError(f"config.{under}{key} is {config[key]}; it must be at least {least}.")
     return config[key]
+
+
+def _told(entries, info):
+    """Return what `cond` holds for an example, by shape and dtype."""
+    kinds = {"label": jnp.int32, "text_mask": jnp.bool_}
+    return {name: jax.ShapeDtypeStruct(info.shapes[name], kinds.get(name, jnp.float32)) for name in entries}
+
+
+def _check_heard(entries):
+    """Refuse to tell what no network hears."""
+    for name in entries:
+        if name not in ENTRIES or name == "dropout":
+            words = " Add the transform 'words' and say ('text', 'text_mask')." if name == "caption" else ""
+            raise ValueError(f"config.cond has '{name}', which no network hears.{words}{suggestion(name, ENTRIES)}")
+
+
+def _texts(model, captions):
+    """Return what the network is told for captions that `words` encodes."""
+    length, width = model.told["text"].shape
+    pairs = [encoded(caption, length=length, width=width) for caption in captions]
+    text, mask = (jnp.asarray(np.stack(rows)) for rows in zip(*pairs, strict=True))
+    return {"text": text, "text_mask": mask} if "text_mask" in model.told else {"text": text}
 
 
 def _entry(config, key, table, *args, under=""):
@@ -210,5 +268,7 @@ def _entry(config, key, table, *args, under=""):
     except (TypeError, ArithmeticError) as error:
         raise ValueError(f"config.{under}{key} is {' '.join(str(spec).split())}: {error}.") from None
 
+
+RETURNED = {"x": lambda denoise, x, t: x, "x0": lambda denoise, x, t: denoise(x, t).x0}
 
 LOSSES = {"denoising": denoising_loss, "hybrid": hybrid_loss}

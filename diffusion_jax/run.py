@@ -21,6 +21,7 @@ from diffusion_jax.experiment import (
     Model,
     Training,
     at_least,
+    conditions,
     guided,
     make_model,
     make_sampler,
@@ -156,15 +157,14 @@ def draw(config: Any, model: Model, params: Any, info: Info, sampler: Callable |
     part = config["sampling"]
     total, size = part["count"], min(part["batch_size"], part["count"])
     sampler = sampler or make_sampler(config, model, info)
-    label = part["label"]
-    labels = np.arange(total) % max(model.classes, 1) if label == -1 else np.full(total, label)
     samples = []
     for first in range(0, total, size):
         indices = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is filled up
-        cond = {"label": jnp.asarray(labels[indices], jnp.int32)} if model.classes else {}
+        cond = conditions(config, model, indices)
         drawn = sampler(params, jax.random.key(part["seed"]), jnp.asarray(indices), cond)
         samples.append(np.asarray(drawn)[: total - first])
-    return np.concatenate(samples), labels if model.classes else None
+    labels = conditions(config, model, np.arange(total)).get("label")
+    return np.concatenate(samples), None if labels is None else np.asarray(labels)
 
 
 def check_sampling(trained: Trained) -> None:

@@ -6,25 +6,17 @@ workers or hosts. Crops, flips and sizes act on `x` and on the maps drawn beside
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from diffusion_jax.data import pixels
-from diffusion_jax.data.source import BYTES, Example, Info
+from diffusion_jax.data.augment import augment
+from diffusion_jax.data.source import BYTES, Info
+from diffusion_jax.data.transform import IMAGES, Transform, check_entry, check_images, check_rate, on_images
+from diffusion_jax.data.words import words
 from diffusion_jax.naming import choose, lookup
-
-IMAGES = ("x", "mask", "edges")
-
-
-class Transform(NamedTuple):
-    """A step on the way of an example, and what is known of the example after it; `random` says whether it draws."""
-
-    name: str
-    info: Info
-    apply: Callable[[Example, np.random.Generator], Example]
-    random: bool = False
 
 
 def make_transforms(specs: Iterable[Any], info: Info) -> tuple[tuple[Transform, ...], Info]:
@@ -41,7 +33,7 @@ def make_transforms(specs: Iterable[Any], info: Info) -> tuple[tuple[Transform, 
 
 def center_crop(info: Info, *, side: int) -> Transform:
     """Cut the middle square of side x side pixels out."""
-    _whole_images(info, "center_crop", side)
+    check_images(info, "center_crop", side)
 
     def apply(example, draw):
         return _cut_middle(example, side)
@@ -51,7 +43,7 @@ def center_crop(info: Info, *, side: int) -> Transform:
 
 def random_crop(info: Info, *, side: int, padding: int = 0) -> Transform:
     """Cut a square of side x side pixels out anywhere, after reflecting `padding` pixels at the borders."""
-    _whole_images(info, "random_crop", max(side - 2 * padding, padding + 1))
+    check_images(info, "random_crop", max(side - 2 * padding, padding + 1))
     return Transform(
         "random_crop",
         _sized(info, side, side),
@@ -62,45 +54,45 @@ def random_crop(info: Info, *, side: int, padding: int = 0) -> Transform:
 
 def adm_crop(info: Info, *, side: int) -> Transform:
     """Halve by averages while twice too large, then bicubic to the size, then the middle (Dhariwal & Nichol 2021)."""
-    _whole_images(info, "adm_crop")
+    check_images(info, "adm_crop")
 
     def apply(example, draw):
-        return _cut_middle(_on_images(example, lambda image: _shortest(image, side)), side)
+        return _cut_middle(on_images(example, lambda image: _shortest(image, side)), side)
 
     return Transform("adm_crop", _sized(info, side, side), apply)
 
 
 def adm_random_crop(info: Info, *, side: int, smallest: float = 0.8) -> Transform:
     """Like `adm_crop`, but of a random part: a square of at least the share `smallest` of the shorter side."""
-    _whole_images(info, "adm_random_crop")
+    check_images(info, "adm_random_crop")
     if not 0 < smallest <= 1:
         raise ValueError(f"adm_random_crop: smallest is {smallest}; it must be above 0, and at most 1.")
 
     def apply(example, draw):
         length = int(draw.integers(side, math.ceil(side / smallest) + 1))
-        return _cut_anywhere(_on_images(example, lambda image: _shortest(image, length)), side, draw)
+        return _cut_anywhere(on_images(example, lambda image: _shortest(image, length)), side, draw)
 
     return Transform("adm_random_crop", _sized(info, side, side), apply, random=True)
 
 
 def flip(info: Info, *, rate: float = 0.5) -> Transform:
     """Turn left and right round in the share `rate` of the examples."""
-    _rate("flip", rate)
-    _whole_images(info, "flip")
+    check_rate("flip", rate)
+    check_images(info, "flip")
 
     def apply(example, draw):
-        return _on_images(example, lambda image: image[:, ::-1]) if draw.random() < rate else example
+        return on_images(example, lambda image: image[:, ::-1]) if draw.random() < rate else example
 
     return Transform("flip", info, apply, random=True)
 
 
 def resize(info: Info, *, height: int, width: int, filter: str = "bicubic") -> Transform:
     """Resize to height x width by an entry of FILTERS; see `pixels.resized`."""
-    _whole_images(info, "resize")
+    check_images(info, "resize")
     lookup(pixels.FILTERS, filter, "filter")
 
     def apply(example, draw):
-        return _on_images(example, lambda image: pixels.resized(image, (height, width), filter))
+        return on_images(example, lambda image: pixels.resized(image, (height, width), filter))
 
     return Transform("resize", _sized(info, height, width), apply)
 
@@ -110,13 +102,13 @@ def to_unit(info: Info) -> Transform:
     if info.range != BYTES:
         raise ValueError(f"to_unit: x of '{info.name}' is no image in uint8 any more, or never was; leave it out.")
     after = info._replace(range=(-1.0, 1.0))
-    return Transform("to_unit", after, lambda example, draw: _on_images(example, pixels.to_unit))
+    return Transform("to_unit", after, lambda example, draw: on_images(example, pixels.to_unit))
 
 
 def drop_label(info: Info, *, rate: float = 0.1) -> Transform:
     """Give the share `rate` of the examples the null label, which is the number of classes."""
-    _rate("drop_label", rate)
-    _has(info, "label", "drop_label")
+    check_rate("drop_label", rate)
+    check_entry(info, "label", "drop_label")
     null = np.int32(info.num_classes)
     if not info.num_classes:
         raise ValueError(f"drop_label: '{info.name}' does not say how many classes it has, so there is no null label.")
@@ -129,8 +121,8 @@ def drop_label(info: Info, *, rate: float = 0.1) -> Transform:
 
 def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
     """Give the share `rate` of the examples the empty caption."""
-    _rate("drop_caption", rate)
-    _has(info, "caption", "drop_caption")
+    check_rate("drop_caption", rate)
+    check_entry(info, "caption", "drop_caption")
 
     def apply(example, draw):
         return example | {"caption": ""} if draw.random() < rate else example
@@ -141,7 +133,7 @@ def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
 def keep(info: Info, *, entries: Sequence[str]) -> Transform:
     """Leave every entry out but these."""
     for entry in entries:
-        _has(info, entry, "keep")
+        check_entry(info, entry, "keep")
     after = info._replace(shapes={name: shape for name, shape in info.shapes.items() if name in entries})
     return Transform("keep", after, lambda example, draw: {name: example[name] for name in after.shapes})
 
@@ -149,7 +141,7 @@ def keep(info: Info, *, entries: Sequence[str]) -> Transform:
 def condition(info: Info, *, entries: Sequence[str] = ("label",)) -> Transform:
     """Move entries into the dict `cond`, where networks look for them. It comes last."""
     for entry in entries:
-        _has(info, entry, "condition")
+        check_entry(info, entry, "condition")
 
     def apply(example, draw):
         rest = {name: value for name, value in example.items() if name not in entries}
@@ -158,13 +150,9 @@ def condition(info: Info, *, entries: Sequence[str] = ("label",)) -> Transform:
     return Transform("condition", info, apply)
 
 
-def _on_images(example, change):
-    return example | {name: change(example[name]) for name in IMAGES if name in example}
-
-
 def _cut_middle(example, side):
     top, left = (length // 2 for length in _room(example, side))
-    return _on_images(example, lambda image: image[top : top + side, left : left + side])
+    return on_images(example, lambda image: image[top : top + side, left : left + side])
 
 
 def _cut_anywhere(example, side, draw, padding=0):
@@ -172,7 +160,7 @@ def _cut_anywhere(example, side, draw, padding=0):
     top, left = (int(draw.integers(length + 1)) - padding for length in spare)
     height, width = example["x"].shape[:2]
     rows, columns = _reflected(top, side, height), _reflected(left, side, width)
-    return _on_images(example, lambda image: image.take(rows, 0).take(columns, 1))
+    return on_images(example, lambda image: image.take(rows, 0).take(columns, 1))
 
 
 def _room(example, side):
@@ -205,27 +193,6 @@ def _sized(info, height, width):
     return info._replace(shapes=shapes)
 
 
-def _whole_images(info, name, least=1):
-    """Refuse what is no image, or always too small."""
-    shape = info.shapes.get("x", ())
-    if len(shape) != 3:
-        raise ValueError(
-            f"{name}: x of '{info.name}' is of shape {shape}; it must be images (height, width, channels)."
-        )
-    if any(length is not None and length < least for length in shape[:2]):
-        raise ValueError(f"{name}: images of {shape[0]} x {shape[1]} have no part of {least} x {least}.")
-
-
-def _has(info, entry, name):
-    if entry not in info.shapes:
-        raise ValueError(f"{name}: examples of '{info.name}' have no '{entry}', only {', '.join(info.shapes)}.")
-
-
-def _rate(name, rate):
-    if not 0 <= rate <= 1:
-        raise ValueError(f"{name}: rate is {rate}; it must be from 0 to 1.")
-
-
 TRANSFORMS = {
     "center_crop": center_crop,
     "random_crop": random_crop,
@@ -236,6 +203,8 @@ TRANSFORMS = {
     "to_unit": to_unit,
     "drop_label": drop_label,
     "drop_caption": drop_caption,
+    "augment": augment,
+    "words": words,
     "keep": keep,
     "condition": condition,
 }

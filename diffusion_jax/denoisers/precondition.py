@@ -44,4 +44,13 @@ def steps(apply: Apply, schedule: Schedule, *, count: int = 1000) -> Apply:
     return on_steps(apply, steps=count)
 
 
-INPUTS = {"plain": plain, "edm": precondition, "steps": steps}
+def log_sigma(apply: Apply, schedule: Schedule) -> Apply:
+    """Tell a network the logarithm of sigma / alpha for a time, and leave x as it is (NCSN++, Song et al. 2021)."""
+
+    def told(params, x, t, cond):
+        return apply(params, x, -schedule.log_snr(jnp.clip(as_float(t), *schedule.span)) / 2, cond)
+
+    return told
+
+
+INPUTS = {"plain": plain, "edm": precondition, "steps": steps, "log_sigma": log_sigma}

@@ -15,6 +15,11 @@ from diffusion_jax.process.schedule import levels
 from diffusion_jax.types import Array, Denoiser, Schedule, Time
 
 
+def no_threshold(denoise: Denoiser, schedule: Schedule) -> Denoiser:
+    """Leave the data as it is."""
+    return denoise
+
+
 def static_threshold(denoise: Denoiser, schedule: Schedule, *, limit: float = 1.0) -> Denoiser:
     """Clip the data to [-limit, limit]."""
     _check_limit("static_threshold", limit)
@@ -63,3 +68,6 @@ def _check_limit(what, limit):
         raise ValueError(
             f"{what}: limit is {limit}; it is the largest absolute value of the data and must be positive."
         )
+
+
+THRESHOLDS = {"none": no_threshold, "static": static_threshold, "dynamic": dynamic_threshold}

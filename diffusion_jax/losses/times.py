@@ -16,6 +16,7 @@ Times may be drawn from one density and count as drawn from another, their `targ
 target / density, and the expectation of the loss is that of the target.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,6 +84,19 @@ def settle(times: Times, history: History | None) -> Times:
 def uniform() -> Times:
     """Every time alike."""
     return _cut("uniform", lambda t: t, lambda u: u, jnp.ones_like)
+
+
+def steps(*, count: int = 1000) -> Times:
+    """The times i / count of a chain's steps i = 1 ... count, every one alike; they count as uniform."""
+    if not (isinstance(count, int) and count >= 1):
+        raise ValueError(f"times 'steps': count is {count}; it must be a whole number of at least 1.")
+
+    def quantile(schedule, u):
+        low, high = schedule.span
+        first, last = max(math.ceil(low * count - 1e-6), 1), math.floor(high * count + 1e-6)
+        return jnp.clip((first + jnp.floor(u * (last - first + 1))) / count, low, high)
+
+    return uniform()._replace(name=f"steps({count})", quantile=quantile)
 
 
 def stratified(*, of: Any = "uniform") -> Times:
@@ -250,6 +264,7 @@ def _positive(what, **value):
 
 TIMES = {
     "uniform": uniform,
+    "steps": steps,
     "stratified": stratified,
     "logit_normal": logit_normal,
     "log_normal_sigma": log_normal_sigma,

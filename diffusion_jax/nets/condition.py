@@ -93,23 +93,28 @@ def make_told(network: str, num_classes: int, text_width: int, pooled_width: int
     return told
 
 
+def keyword_of(entry: str) -> str | None:
+    """Name the keyword by which a network is built to hear an entry, or None for one that needs none."""
+    keywords = {"label": "num_classes", "text": "text_width", "pooled": "pooled_width", "augment": "augment_width"}
+    return keywords.get(entry)
+
+
 def check_condition(told: Told, cond: dict, batch: int) -> None:
     """Refuse a `cond` that the network cannot hear, or that says less than it must hear."""
     for name in cond:
         if name not in ENTRIES:
             raise ValueError(f"cond has an entry '{name}'.{suggestion(name, ENTRIES)} Known: {', '.join(ENTRIES)}.")
     wants = {"label": told.num_classes, "text": told.text_width, "pooled": told.pooled_width}
-    keyword = {"label": "num_classes", "text": "text_width", "pooled": "pooled_width", "augment": "augment_width"}
     for name, width in {**wants, "augment": told.augment_width}.items():
         if name in cond and not width:
             raise ValueError(
-                f"cond has '{name}', but the network was built without it ({keyword[name]}=0) and would ignore it. "
-                f"Build it with {keyword[name]}, or leave '{name}' out."
+                f"cond has '{name}', but the network was built without it ({keyword_of(name)}=0) and would ignore it. "
+                f"Build it with {keyword_of(name)}, or leave '{name}' out."
             )
     for name, width in wants.items():
         if width and name not in cond:
             null = f"; the null label is {width}" if name == "label" else ""
-            raise ValueError(f"the network was built with {keyword[name]}={width}, so cond needs '{name}'{null}.")
+            raise ValueError(f"the network was built with {keyword_of(name)}={width}, so cond needs '{name}'{null}.")
     if "text_mask" in cond and "text" not in cond:
         raise ValueError("cond has 'text_mask' but no 'text'.")
     _check_shapes(told, cond, batch)
