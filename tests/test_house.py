@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "distill": {"process", "denoisers", "solvers", "losses"},
     "nets": set(),
     "pretrained": {"nets"},
-    "evaluation": {"nets"},
+    "evaluation": {"nets", "pretrained", "data"},
     "training": set(),
     "data": set(),
     "plots": set(),
