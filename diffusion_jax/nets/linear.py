@@ -5,6 +5,7 @@ from flax import linen as nn
 
 from diffusion_jax.nets.conv import convolve
 from diffusion_jax.nets.initial import Scheme, fan_average
+from diffusion_jax.nets.product import product
 from diffusion_jax.types import Array
 
 
@@ -18,7 +19,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.initial.kernel, (x.shape[-1], self.width)).astype(x.dtype)
-        y = jnp.tensordot(x, kernel, 1)
+        y = product(x, kernel)
         return y + _shift(self, x.shape[-1], y) if self.bias else y
 
 

@@ -15,6 +15,7 @@ from diffusion_jax.nets.embed import TIME_EMBEDDINGS
 from diffusion_jax.nets.initial import SCHEMES
 from diffusion_jax.nets.linear import Conv, Dense, TransposedConv
 from diffusion_jax.nets.norm import NORMS, GroupNorm, LayerNorm, RMSNorm, groups_for
+from diffusion_jax.nets.product import flat
 
 
 def normal(*shape, seed=0) -> Any:
@@ -40,6 +41,19 @@ def test_group_norm_is_that_of_flax_with_its_gradients():
         for way in ways
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), *results)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (2, 5, 3), (2, 4, 5, 3)])
+def test_the_flat_product_is_that_over_all_axes_whatever_is_derived(shape):
+    x, kernel, weights = normal(*shape), normal(3, 7, seed=1), normal(*shape[:-1], 7, seed=2)
+
+    def results(way):
+        value = lambda x, kernel: jnp.sum(jnp.sin(way(x, kernel)) * weights)
+        pushed = jax.jvp(way, (x, kernel), (x * x, kernel + 1))
+        return pushed, jax.grad(value, (0, 1))(x, kernel), jax.vmap(way, (None, 0))(x, jnp.stack([kernel] * 2))
+
+    ours, theirs = (jax.jit(results, static_argnums=0)(way) for way in (flat, lambda x, k: jnp.tensordot(x, k, 1)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
 @pytest.mark.parametrize("name", NORMS)
