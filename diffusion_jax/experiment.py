@@ -189,14 +189,25 @@ def make_sampler(config: Any, model: Model, info: Any) -> Callable[[Params, Key,
 
 def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
     """Return what the samples of these global indices are told: their label, and their caption's text."""
-    part, told = config["sampling"], {}
+    told = {}
     if "label" in model.told:
-        labels = indices % model.classes if part["label"] == -1 else np.full(len(indices), part["label"])
-        told["label"] = jnp.asarray(labels, jnp.int32)
+        told["label"] = jnp.asarray(labels_of(config, model, indices), jnp.int32)
     if "text" in model.told:
-        captions = part["captions"] or ("",)
-        told |= _texts(model, [captions[index % len(captions)] for index in indices])
+        told |= _texts(model, captions_of(config, indices))
     return told
+
+
+def labels_of(config: Any, model: Model, indices: Any) -> Any:
+    """Return the labels of the samples of these global indices: `sampling.label`, or all classes in turn."""
+    label = config["sampling"]["label"]
+    return indices % model.classes if label == -1 else np.full(len(indices), label)
+
+
+def captions_of(config: Any, indices: Any) -> list[str]:
+    """Return the captions of the samples of these global indices: those of `sampling.captions` in turn."""
+    captions = config["sampling"]["captions"] or ("",)
+    captions = (captions,) if isinstance(captions, str) else captions
+    return [captions[index % len(captions)] for index in indices]
 
 
 def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:

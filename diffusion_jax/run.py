@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import plots, workdir
-from diffusion_jax.data.attributes import agreement
+from diffusion_jax.data.attributes import agreement, caption_agreement
 from diffusion_jax.data.density import Density
 from diffusion_jax.data.pixels import to_uint8
 from diffusion_jax.data.shapes import Shapes
@@ -21,8 +21,10 @@ from diffusion_jax.experiment import (
     Model,
     Training,
     at_least,
+    captions_of,
     conditions,
     guided,
+    labels_of,
     make_model,
     make_sampler,
     make_training,
@@ -152,8 +154,16 @@ def load(folder: Path, *, sampling: Any = None, step: int | None = None) -> Trai
     return Trained(config, model, params, found, info)
 
 
-def draw(config: Any, model: Model, params: Any, info: Info, sampler: Callable | None = None) -> tuple[Any, Any]:
-    """Draw `sampling.count` samples and return them with their labels; sample i is the same in any batch size."""
+class Drawn(NamedTuple):
+    """Samples, and what each was told: its label or its caption, where the model hears them."""
+
+    samples: np.ndarray
+    labels: np.ndarray | None = None
+    captions: list[str] | None = None
+
+
+def draw(config: Any, model: Model, params: Any, info: Info, sampler: Callable | None = None) -> Drawn:
+    """Draw `sampling.count` samples; sample i is the same in any batch size."""
     part = config["sampling"]
     total, size = part["count"], min(part["batch_size"], part["count"])
     sampler = sampler or make_sampler(config, model, info)
@@ -163,8 +173,9 @@ def draw(config: Any, model: Model, params: Any, info: Info, sampler: Callable |
         cond = conditions(config, model, indices)
         drawn = sampler(params, jax.random.key(part["seed"]), jnp.asarray(indices), cond)
         samples.append(np.asarray(drawn)[: total - first])
-    labels = conditions(config, model, np.arange(total)).get("label")
-    return np.concatenate(samples), None if labels is None else np.asarray(labels)
+    places = np.arange(total)
+    labels = labels_of(config, model, places) if "label" in model.told else None
+    return Drawn(np.concatenate(samples), labels, captions_of(config, places) if "text" in model.told else None)
 
 
 def check_sampling(trained: Trained) -> None:
@@ -174,21 +185,26 @@ def check_sampling(trained: Trained) -> None:
         at_least(trained.config.sampling, key, 1, under="sampling.")
 
 
-def picture(samples: Any, labels: Any, info: Info, *, source: Any = None) -> np.ndarray:
-    """Show samples as an image (height, width, 3) in uint8: pictures in a grid, a column a class, or points."""
-    if samples.ndim == 4:
-        return plots.image_grid(to_uint8(samples), labels, info.classes)
-    return plots.points(samples, source.log_density if isinstance(source, Density) else None)
+def picture(drawn: Drawn, info: Info, *, source: Any = None) -> np.ndarray:
+    """Show samples as an image (height, width, 3) in uint8: points, or a grid with a column a class or caption."""
+    if drawn.samples.ndim != 4:
+        return plots.points(drawn.samples, source.log_density if isinstance(source, Density) else None)
+    if drawn.captions is None:
+        return plots.image_grid(to_uint8(drawn.samples), drawn.labels, info.classes)
+    names = list(dict.fromkeys(drawn.captions))
+    return plots.image_grid(to_uint8(drawn.samples), [names.index(caption) for caption in drawn.captions], names)
 
 
-def judge(source: Any, samples: Any, labels: Any) -> dict[str, float]:
+def judge(source: Any, drawn: Drawn) -> dict[str, float]:
     """Measure samples of embedded data by what is known of it; of other data nothing is known here."""
-    if isinstance(source, Shapes) and labels is not None:
-        return {"agreement": agreement(to_uint8(samples), labels, source)}
+    if isinstance(source, Shapes) and drawn.captions is not None:
+        return {"agreement": caption_agreement(to_uint8(drawn.samples), drawn.captions, source)}
+    if isinstance(source, Shapes) and drawn.labels is not None:
+        return {"agreement": agreement(to_uint8(drawn.samples), drawn.labels, source)}
     if isinstance(source, Density):
-        fresh = [_fresh(source, len(samples), part) for part in range(2)]
+        fresh = [_fresh(source, len(drawn.samples), part) for part in range(2)]
         return {
-            "sliced_distance": sliced_distance(samples, fresh[0]),
+            "sliced_distance": sliced_distance(drawn.samples, fresh[0]),
             "sliced_distance_of_data": sliced_distance(fresh[1], fresh[0]),
         }
     return {}
@@ -221,9 +237,9 @@ def _show(run, state, step, logbook, *, thorough=False):
     average = "params" if post_hoc_width(run.config) is not None else part.average  # snapshots come first
     params = state.params if average == "params" else state.averages[average]
     params = jax.device_put(params, jax.devices()[0])
-    samples, labels = draw(run.config, training.model, params, training.batches.info, run.sampler)
-    logbook.picture(step, "samples", picture(samples, labels, _named(training), source=training.source))
-    found = judge(training.source, samples, labels)
+    drawn = draw(run.config, training.model, params, training.batches.info, run.sampler)
+    logbook.picture(step, "samples", picture(drawn, _named(training), source=training.source))
+    found = judge(training.source, drawn)
     if thorough and isinstance(training.source, Density) and not training.model.classes:
         found["surplus_nats"] = surplus(training.source, training.model, params)
     if found:

@@ -22,7 +22,8 @@ ELSEWHERE = {
     "imagenet256_dit": (32, 1000),
     "imagenet256_sit": (32, 1000),
 }
-TRAINED_BY_OTHER_TESTS = {"exact_2d", "toy_2d", "quickstart"}
+TESTED_ELSEWHERE = {"exact_2d", "toy_2d", "quickstart"}
+EMBEDDED = {"captions"}
 MILLIONS = {  # as the papers and their code count them
     "cifar10_ddpm": 35.7,
     "cifar10_edm": 55.7,
@@ -56,7 +57,7 @@ def test_a_config_states_its_claim_and_the_command_that_shows_it(name):
 
 
 def test_every_config_is_known_to_these_tests():
-    assert set(CONFIGS) == {*ELSEWHERE, *TRAINED_BY_OTHER_TESTS}
+    assert set(CONFIGS) == {*ELSEWHERE, *EMBEDDED, *TESTED_ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
@@ -77,7 +78,7 @@ def test_a_config_builds_whole_and_has_the_network_of_its_paper(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+@pytest.mark.parametrize("name", sorted({*ELSEWHERE, *EMBEDDED}))
 def test_a_smoke_run_trains_saves_and_samples(name, tmp_path):
     workdir = tmp_path / name
     more = ("--config.training.tensorboard=False",)

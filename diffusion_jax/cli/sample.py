@@ -8,11 +8,11 @@
 --workdir DIR          the folder of the run
 --out DIR              where the samples go; by default DIR/samples
 --step N               the checkpoint, by default the newest
---config.KEY=VALUE     change the run's `sampling`: count, batch_size, seed, label, steps, solver, grid, guidance, and
-                       average: a name of training.averages, `params`, or the width of a post-hoc average, as 0.1
+--config.KEY=VALUE     change the run's `sampling`: count, batch_size, seed, label, captions, steps, solver, grid,
+                       guidance, and average: a name of training.averages, `params`, or the width of a post-hoc average, as 0.1
 
 Sample i depends on the seed and i alone, not on the batch size or the devices. The folder receives samples.npz
-(`samples`, `labels`), samples.png, and images as 000000.png, 000001.png, ...
+(`samples`, `labels` or `captions`), samples.png, and images as 000000.png, 000001.png, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -44,17 +44,18 @@ def _sampling_of(workdir: Path) -> Any:
 
 
 def _run(trained: run.Trained, out: Path) -> None:
-    samples, labels = run.draw(trained.config, trained.model, trained.params, trained.info)
+    drawn = run.draw(trained.config, trained.model, trained.params, trained.info)
     source = make_source(trained.config.data) if trained.config.data.name in ("density", "shapes") else None
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "samples.npz") as file:
-        np.savez(file, samples=samples, **({} if labels is None else {"labels": labels}))
+        np.savez(file, **{name: value for name, value in drawn._asdict().items() if value is not None})
     with replacing(out / "samples.png") as file:
-        Image.fromarray(run.picture(samples, labels, trained.info, source=source)).save(file, format="png")
+        Image.fromarray(run.picture(drawn, trained.info, source=source)).save(file, format="png")
+    samples = drawn.samples
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         for number, image in enumerate(to_uint8(samples)):
             with replacing(out / f"{number:06d}.png") as file:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, format="png")
-    for name, value in run.judge(source, samples, labels).items():
+    for name, value in run.judge(source, drawn).items():
         print(f"{name:<24} {value:.4g}")
     print(f"wrote {len(samples)} samples of step {trained.step} to {out}")

@@ -13,6 +13,7 @@ one which, drawn there with that area, sharp or blurred, is nearest. What it lea
 is some percent for a shape, noisy or blurred, and most of the whole for anything else, which is then called "none".
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,18 @@ def read_scenes(images: Any, source: Shapes) -> dict:
 def agreement(images: Any, labels: Any, source: Shapes) -> float:
     """Return the share of images that show the class asked for: its kind and colour, in a number `source` draws."""
     return float(np.mean(read_scenes(images, source)["label"] == np.asarray(labels)))
+
+
+def caption_agreement(images: Any, captions: Sequence[str], source: Shapes) -> float:
+    """Return the share of images that show all that their captions say of kind, colour and size."""
+    seen = read_scenes(images, source)
+    known = {"kind": source.kinds, "colour": source.colours, "size": tuple(band[0] for band in BANDS)}
+    shown = np.ones(len(captions), bool)
+    for attribute, names in known.items():
+        for place, caption in enumerate(captions):
+            said = [name for name in names if re.search(rf"\b{name}(s|es)?\b", caption)]
+            shown[place] &= not said or seen[attribute][place] in said
+    return float(np.mean(shown))
 
 
 def objects(images: np.ndarray, *, kinds: Sequence[str], colours: Sequence[str]) -> list[list[Object]]:

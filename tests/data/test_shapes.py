@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.data.attributes import agreement, read_attributes, read_scenes
+from diffusion_jax.data.attributes import agreement, caption_agreement, read_attributes, read_scenes
 from diffusion_jax.data.shapes import COLOURS, KINDS, area, coverage, outline, shapes
 
 MANY = {
@@ -94,6 +94,11 @@ def test_a_wrong_class_is_no_match():
     source = shapes()
     images, labels, _ = drawn(source)
     assert agreement(images, labels, source) == 1
+    captions = [source.scene(index).caption for index in range(len(images))]
+    assert caption_agreement(images, captions, source) == 1
+    assert caption_agreement(images, [""] * len(images), source) == 1
+    swapped = [caption.replace("small", "x").replace("large", "small").replace("x", "large") for caption in captions]
+    assert caption_agreement(images, swapped, source) == 0
     assert agreement(images, (labels + 1) % source.info.num_classes, source) == 0
 
 
