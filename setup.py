@@ -10,7 +10,7 @@ EXTRAS = {
     "tfds": DATA,
     "wandb": ["wandb>=0.19"],
     "notebooks": ["jupyterlab>=4", "nbclient>=0.10", "nbformat>=5.10"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "scipy>=1.13", "ruff>=0.9", "pyright>=1.1.390", *DATA],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "pyright>=1.1.390", *DATA],
 }
 ALL = sorted({need for needs in EXTRAS.values() for need in needs})
 
@@ -32,10 +32,13 @@ setup(
         "jax>=0.10",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
+        "ml_dtypes>=0.4",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pillow>=10",
+        "safetensors>=0.4",
+        "scipy>=1.13",
         "tensorboardX>=2.6",
         "tqdm>=4.66",
     ],
