@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffusion_jax.process.schedule import derivative, drift_and_diffusion, reaches_clean
 from diffusion_jax.process.schedules import SCHEDULES
@@ -126,3 +127,8 @@ def assert_ends(schedule: Schedule, dtype) -> None:
     assert reaches_clean(schedule) == (sigma[0] == 0)
     assert np.isposinf(log_snr[0]) == (sigma[0] == 0)
     assert np.isneginf(log_snr[1]) == (alpha[1] == 0)
+
+
+def quick(cases, *few):
+    """Cases of a law of which a default run meets only a few; the others are slow."""
+    return [pytest.param(case, marks=() if case in few else pytest.mark.slow) for case in cases]

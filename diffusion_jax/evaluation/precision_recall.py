@@ -61,7 +61,7 @@ def _radii(x, k):
     for start, squares, _ in _distances(x, x):
         rows = np.arange(len(squares))
         squares[rows, start + rows] = np.inf
-        radii.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
+        radii.append(np.partition(squares, k - 1, axis=1)[:, k - 1].copy())  # a view would keep the whole block
     return np.concatenate(radii)
 
 

@@ -1,6 +1,7 @@
 """Precision, recall, density and coverage against another implementation and where they are known."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,13 @@ def test_too_few_neighbours_are_refused(measure):
         measure(np.zeros((4, 2)), np.zeros((9, 2)), k=4)
     with pytest.raises(ValueError, match="must be"):
         measure(np.zeros((40, 2)), np.zeros((40, 3)))
+
+
+def test_memory_is_that_of_some_blocks_and_not_of_all_distances(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2**16)
+    rows = np.random.default_rng(0).normal(size=(2000, 4))
+    tracemalloc.start()
+    precision_recall(rows[:500], rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2000**2 * 8 / 4  # all distances would take four times as much

@@ -13,6 +13,7 @@ from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.network import apply_of, count, initialize
 from diffusion_jax.nets.remat import REMATS
+from tests.laws import quick
 from tests.nets.tiny import KINDS, build, inputs, kinds, started, stirred
 
 
@@ -65,7 +66,7 @@ def operands(jaxpr, names):
             yield from operands(inner, names)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "adm", "text", "dit_text"])
+@pytest.mark.parametrize("kind", quick(["mlp", "adm", "text", "dit_text"], "mlp", "dit_text"))
 def test_in_bfloat16_parameters_statistics_softmax_and_output_stay_float32(kind):
     apply, params = started(kind, dtype="bfloat16")
     x, t, cond = inputs(kind)
@@ -89,7 +90,7 @@ def slopes(kind, remat):
     return jax.jit(jax.grad(loss))(stirred(params, 0.1)), sum(leaf.size for leaf in kept)
 
 
-@pytest.mark.parametrize("kind", ["2015", pytest.param("mlp", marks=pytest.mark.slow), "dit"])
+@pytest.mark.parametrize("kind", quick(["2015", "mlp", "dit"], "dit"))
 @pytest.mark.parametrize("remat", REMATS)
 def test_computing_again_keeps_less_and_changes_nothing(kind, remat):
     (plain, most), (again, kept) = slopes(kind, "none"), slopes(kind, remat)

@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 DATA = two_dimensional()["mixture"]
 
 
-@pytest.mark.parametrize("path", ["linear_beta", "geometric", "rectified"])
+@pytest.mark.parametrize("path", laws.quick(["linear_beta", "geometric", "rectified"], "rectified"))
 def test_the_error_follows_the_tolerance(x64, path):
     schedule = laws.SCHEDULE_CASES[path]()
     ends = tuple(float(schedule.time(jnp.asarray(value))) for value in (-3.0, 3.0))
@@ -28,7 +28,7 @@ def test_the_error_follows_the_tolerance(x64, path):
     assert errors[1] < 1e-6 < errors[0]
 
 
-@pytest.mark.parametrize("path", ["cosine", "rectified", "karras"])
+@pytest.mark.parametrize("path", laws.quick(["cosine", "rectified", "karras"], "rectified"))
 def test_from_pure_noise_to_clean_in_one_interval(x64, path):
     schedule = laws.SCHEDULE_CASES[path]()
     x = schedule.sigma(1.0) * jax.random.normal(KEY, (16, 2))

@@ -12,6 +12,7 @@ from diffusion_jax.training.optimizer import OPTIMIZERS
 from diffusion_jax.training.parallel import MAPPINGS, make_mesh, parallelize
 from diffusion_jax.training.state import start_state
 from diffusion_jax.training.step import make_train_step
+from tests.laws import quick
 from tests.training import small
 
 
@@ -21,7 +22,7 @@ def assert_close(a, b, rtol=2e-5, atol=2e-6):
 
 
 @pytest.mark.parametrize("mapping", sorted(MAPPINGS))
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", quick([2, 8], 8))
 def test_many_devices_give_the_parameters_of_one(mapping, devices):
     """Parameters, averages and moments, not losses: those agree even when gradients are N times too large."""
     assert_close(small.run(mapping=mapping, devices=devices), small.run())
