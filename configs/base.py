@@ -58,6 +58,13 @@ def get_training(mode: str = "") -> Any:
     config.training.tensorboard = True
     config.training.wandb = ""  # the project of weights and biases to tell as well
 
+    config.evaluation = ConfigDict()  # while training; see `python -m diffusion_jax evaluate --help`
+    config.evaluation.every = 0  # steps; 0 never does
+    config.evaluation.metrics = ("fid",)
+    config.evaluation.samples = 10_000
+    config.evaluation.reference = ""  # the data trained on
+    config.evaluation.features = {"name": "inception"}
+
     config.sampling.guidance = {"name": "none"}
     config.sampling.threshold = {"name": "none"}  # or static, dynamic: keeps the estimated data in its range
     config.sampling.returned = "x"  # or "x0": the data estimated from it, for paths that end in some noise

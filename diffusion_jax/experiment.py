@@ -161,21 +161,33 @@ def start(config: Any, training: Training) -> TrainState:
     return start_state(params, training.optimizer, training.averages, jax.random.fold_in(key, 1), history=history)
 
 
-def make_sampler(config: Any, model: Model, info: Any) -> Callable[[Params, Key, Array, Batch], Array]:
-    """Return draw(params, key, indices, cond), jitted: samples whose noise belongs to their global index alone."""
+def make_sampler(
+    config: Any, model: Model, info: Any, *, compiled: dict[str, Any] | None = None
+) -> Callable[[Params, Key, Array, Batch], Array]:
+    """Return draw(params, key, indices, cond): samples whose noise belongs to their global index alone.
+
+    Samplers of one model that are given the same dict `compiled` share their programs: another grid of as many steps
+    or another scale of guidance is not compiled anew.
+    """
     part, sampling = config["sampling"], make_sampling(config, model.schedule)
+    returned, scale = lookup(RETURNED, part["returned"], "returned"), part["guidance"].get("scale", 1.0)
 
-    returned = lookup(RETURNED, part["returned"], "returned")
-
-    @jax.jit
-    def draw(params, key, indices, cond):
+    def run(params, key, indices, cond, values):
+        times, scale = values
         start_key, solver_key = jax.random.split(key)
         zeros = jnp.zeros((indices.shape[0], *info.shapes["x"]))
-        x = prior(model.schedule, example_keys(start_key, indices), zeros, sampling.times[0])
-        denoise = guided(part["guidance"], model, params, cond)
+        x = prior(model.schedule, example_keys(start_key, indices), zeros, times[0])
+        spec = dict(part["guidance"]) | ({"scale": scale} if "scale" in part["guidance"] else {})
+        denoise = guided(spec, model, params, cond)
         denoise = _entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
-        x = sample(denoise, sampling.solver, sampling.times, x, solver_key, indices=indices)[0]
-        return returned(denoise, x, sampling.times[-1])
+        x = sample(denoise, sampling.solver, times, x, solver_key, indices=indices)[0]
+        return returned(denoise, x, times[-1])
+
+    fixed = [part["solver"], {**part["guidance"], "scale": None}, part["threshold"], part["returned"]]
+    jitted = ({} if compiled is None else compiled).setdefault(str(fixed), jax.jit(run))
+
+    def draw(params, key, indices, cond):
+        return jitted(params, key, indices, cond, (sampling.times, jnp.asarray(scale, jnp.float32)))
 
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
         raise ValueError(

@@ -107,6 +107,28 @@ def image_grid(images: Any, labels: Any = None, classes: Any = ()) -> np.ndarray
     return pixels(figure)
 
 
+def lines(found: dict[str, list[tuple[Any, Any]]], x: str, y: str) -> Figure:
+    """Draw lines of (place, card) by name, each value with its interval; places that are no numbers stand in a row."""
+    figure = Figure(figsize=(7, 4.6), facecolor=PAPER)
+    axes = figure.add_axes((0.12, 0.13, 0.84, 0.8), facecolor=PAPER)
+    places = list(dict.fromkeys(place for row in found.values() for place, _ in row))
+    numeric = all(isinstance(place, int | float) for place in places)
+    for number, (name, row) in enumerate(found.items()):
+        xs = [place if numeric else places.index(place) for place, _ in row]
+        color = TIME((number + 0.5) / len(found))
+        axes.plot(xs, [card.value for _, card in row], "o-", color=color, label=name, markersize=4, linewidth=1.5)
+        for at, (_, card) in zip(xs, row, strict=True):
+            if card.interval is not None:
+                axes.plot([at, at], card.interval, color=color, linewidth=4, alpha=0.25, solid_capstyle="butt")
+    if not numeric:
+        axes.set_xticks(range(len(places)), [str(place) for place in places])
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    if len(found) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def points(samples: Any, log_density: Any = None) -> np.ndarray:
     """Draw points in the plane over the density they should have, a function; return pixels in uint8."""
     samples = np.asarray(samples)[:, :2]

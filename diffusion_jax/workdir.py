@@ -22,6 +22,7 @@ PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint
 
 # What may change from one start of a run to the next without making it another run.
 FREE = {
+    "evaluation",
     "sampling",
     *(
         f"training.{key}"
@@ -67,9 +68,9 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8")))).lock()
 
 
-def plain(config: ConfigDict) -> Any:
-    """Return a config as json knows it."""
-    return json.loads(json.dumps(config.to_dict()))
+def plain(config: Any) -> Any:
+    """Return a config, or plain data like one, as json knows it."""
+    return json.loads(json.dumps(config.to_dict() if isinstance(config, ConfigDict) else config))
 
 
 def versions() -> dict[str, str]:

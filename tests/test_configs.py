@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import run
+from diffusion_jax import trained
 from diffusion_jax.cli.main import run as command
 from diffusion_jax.experiment import conditions, make_sampler, make_training
 from diffusion_jax.nets.network import count
@@ -84,6 +84,6 @@ def test_a_smoke_run_trains_saves_and_samples(name, tmp_path):
     more = ("--config.training.tensorboard=False",)
     assert command(["train", "--config", f"{CONFIGS[name]}:smoke", "--workdir", str(workdir), *more]) == 0
     assert (workdir / "pictures" / "samples_00000002.png").exists()
-    trained = run.load(workdir)
-    assert trained.step == 2
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(trained.params)))
+    model = trained.load(workdir)
+    assert model.step == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(model.params)))

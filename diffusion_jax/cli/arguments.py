@@ -56,11 +56,42 @@ def read_sampling(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) 
         flags.DEFINE_string(name, None, what, flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint", flag_values=values)
     argv = list(argv)
-    given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
-    if not given:
+    workdir = _workdir_of(argv)
+    if workdir is None:
         raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
-    _parse(values, config_of(Path(given[-1])), argv)
+    _parse(values, config_of(workdir), argv)
     return SamplingArguments(Path(values.workdir), values.out and Path(values.out), values.step, values.config)
+
+
+def read_evaluation(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> tuple[dict[str, Any], Path | None]:
+    """Read the command line of `evaluate`: what is asked, by keyword, and where to write the cards besides."""
+    values = flags.FlagValues()
+    for name, what in (
+        ("workdir", "folder of the run"), ("images", "images to measure instead"), ("metrics", "names, with commas"),
+        ("reference", "what to compare with"), ("features", "what to compare"), ("out", "file for the cards"),
+    ):  # fmt: skip
+        flags.DEFINE_string(name, None, what, flag_values=values)
+    flags.DEFINE_integer("samples", None, "how many samples", flag_values=values)
+    flags.DEFINE_integer("step", None, "checkpoint", flag_values=values)
+    argv = list(argv)
+    workdir = _workdir_of(argv)
+    if workdir is None:
+        _parse(values, ConfigDict(), argv)
+    else:
+        _parse(values, config_of(workdir), argv)
+    given: dict[str, Any] = {name: values[name].value for name in ("metrics", "samples", "reference", "step")}
+    given |= {name: Path(str(values[name].value)) for name in ("workdir", "images") if values[name].value}
+    if values.features:
+        given["features"] = _EntryParser().parse(values.features)
+    if workdir is not None:
+        given["sampling"] = values.config
+    return {name: value for name, value in given.items() if value is not None}, values.out and Path(values.out)
+
+
+def _workdir_of(argv):
+    """Return the folder that --workdir names, before the rest can be read."""
+    given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
+    return Path(given[-1]) if given else None
 
 
 def _parse(values, config, argv):

@@ -17,17 +17,15 @@ picture paths.png. Files that are there already are replaced.
 """
 
 import json
-import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-import diffusion_jax
 from diffusion_jax import plots
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.distance import sliced_distance
@@ -36,6 +34,7 @@ from diffusion_jax.files import replacing
 from diffusion_jax.process.forward import start_from
 from diffusion_jax.process.noise import example_keys
 from diffusion_jax.solvers.solver import evaluations, progress, sample
+from diffusion_jax.workdir import versions
 
 FLOW_STEPS = 200  # leave an error of 1e-5, which is float32's
 PIXELS = 240  # along a side of the density's picture
@@ -53,7 +52,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return partial(_run, config, workdir, parts)
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, parts: Exact) -> None:
+def _run(config: Any, workdir: Path, parts: Exact) -> None:
     start, samples, paths = _draw(config, parts)
     broken = int(jnp.sum(~jnp.all(jnp.isfinite(samples), axis=1)))
     if broken:
@@ -102,12 +101,7 @@ def _describe(config, parts):
     return {
         "config": config.to_dict(),
         "evaluations": evaluations(parts.solver, parts.times, parts.schedule),
-        "versions": {
-            "diffusion_jax": diffusion_jax.__version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

@@ -9,7 +9,7 @@
 --out DIR              where the samples go; by default DIR/samples
 --step N               the checkpoint, by default the newest
 --config.KEY=VALUE     change the run's `sampling`: count, batch_size, seed, label, captions, steps, solver, grid,
-                       guidance, and average: a name of training.averages, `params`, or the width of a post-hoc average, as 0.1
+                       guidance, and average: a name of training.averages, `params`, or a post-hoc width, as 0.1
 
 Sample i depends on the seed and i alone, not on the batch size or the devices. The folder receives samples.npz
 (`samples`, `labels` or `captions`), samples.png, and images as 000000.png, 000001.png, ...
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax import run
+from diffusion_jax import trained
 from diffusion_jax.cli import arguments
 from diffusion_jax.data import make_source
 from diffusion_jax.data.pixels import to_uint8
@@ -33,9 +33,9 @@ from diffusion_jax.workdir import read_config
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read the model; return the job."""
     folder, out, step, sampling = arguments.read_sampling(argv, _sampling_of)
-    trained = run.load(folder, sampling=sampling, step=step)
-    run.check_sampling(trained)
-    return lambda: _run(trained, out or folder / "samples")
+    model = trained.load(folder, sampling=sampling, step=step)
+    trained.check_sampling(model)
+    return lambda: _run(model, out or folder / "samples")
 
 
 def _sampling_of(workdir: Path) -> Any:
@@ -43,19 +43,19 @@ def _sampling_of(workdir: Path) -> Any:
     return config.sampling
 
 
-def _run(trained: run.Trained, out: Path) -> None:
-    drawn = run.draw(trained.config, trained.model, trained.params, trained.info)
-    source = make_source(trained.config.data) if trained.config.data.name in ("density", "shapes") else None
+def _run(model: trained.Trained, out: Path) -> None:
+    drawn = trained.draw(model.config, model.model, model.params, model.info)
+    source = make_source(model.config.data) if model.config.data.name in ("density", "shapes") else None
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "samples.npz") as file:
         np.savez(file, **{name: value for name, value in drawn._asdict().items() if value is not None})
     with replacing(out / "samples.png") as file:
-        Image.fromarray(run.picture(drawn, trained.info, source=source)).save(file, format="png")
+        Image.fromarray(trained.picture(drawn, model.info, source=source)).save(file, format="png")
     samples = drawn.samples
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         for number, image in enumerate(to_uint8(samples)):
             with replacing(out / f"{number:06d}.png") as file:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, format="png")
-    for name, value in run.judge(source, drawn).items():
+    for name, value in trained.judge(source, drawn).items():
         print(f"{name:<24} {value:.4g}")
-    print(f"wrote {len(samples)} samples of step {trained.step} to {out}")
+    print(f"wrote {len(samples)} samples of step {model.step} to {out}")

@@ -1,11 +1,12 @@
 """From images to the features that metrics compare: one pass of one network serves all of them.
 
-The numbers of a paper come from the weights of 2015 and a resizing, both of which an extractor's name and hash record.
+The numbers of a paper come of certain weights and a certain resizing, which an extractor's name and hash record: FID of
+the Inception of 2015, CMMD and CLIP score of a CLIP, FD-DINOv2 of DINOv2.
 """
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.evaluation import views
 from diffusion_jax.evaluation.resize import RESIZES
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import inception as network
+from diffusion_jax.pretrained.clip import load_clip_text, load_clip_vision
+from diffusion_jax.pretrained.dinov2 import load_dinov2
 from diffusion_jax.pretrained.fetch import fetch
+from diffusion_jax.pretrained.rules import flat
+from diffusion_jax.pretrained.tokenizer import clip_tokenizer
 from diffusion_jax.pretrained.weights import fingerprint, read_weights
 
 # The weights of the graph `inception-2015-12-05`, ported to PyTorch; the name ends in the beginning of their sha256.
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d"
 VARIABLE = "DIFFUSION_JAX_INCEPTION"
+
+# Where folders of weights are looked for, and which ones published numbers come of.
+CLIP = ("DIFFUSION_JAX_CLIP", "huggingface.co/openai/clip-vit-large-patch14-336 (that of CMMD)")
+DINOV2 = ("DIFFUSION_JAX_DINOV2", "huggingface.co/facebook/dinov2-large (that of FD-DINOv2)")
 
 
 class Extractor(NamedTuple):
@@ -50,6 +60,69 @@ def inception_random(
     return _of_network("inception_random", lambda: network.random_weights(seed), resize, batch, dtype)
 
 
+def clip(*, weights: str = "", rounding: str = "bytes", batch: int = 32, dtype: str = "float32") -> Extractor:
+    """Embed images with CLIP, in its common space and of length 1: kind "clip".
+
+    Its weights are the folder `weights`, or that which the environment variable DIFFUSION_JAX_CLIP names. Images are
+    prepared as for CLIP, with `rounding` "bytes" in their resizing; or "none", as in CMMD's original code.
+    """
+    resize = choose(views.ROUNDINGS, rounding, "rounding")
+    _check_batch("clip", batch)
+    network = load_clip_vision(_folder("clip", weights, *CLIP), dtype=dtype)
+    _check_projection("clip", network)
+    size = network.module.size
+
+    def embed(params, images):
+        return {"clip": _unit(network.apply(params, views.middle(images, size, resize)).projected)}
+
+    kinds = {"clip": network.module.projection}
+    return _of_pretrained(f"clip/{size}/{rounding}{_suffix(dtype)}", network.params, embed, kinds, batch)
+
+
+def dinov2(*, weights: str = "", batch: int = 32, dtype: str = "float32") -> Extractor:
+    """Describe images by DINOv2's class token, as FD-DINOv2 does (Stein et al. 2023): kind "dino".
+
+    Its weights are the folder `weights`, or that which the environment variable DIFFUSION_JAX_DINOV2 names. Images are
+    resized to 224 by 224 pixels, and positions interpolated as in DINOv2's own code.
+    """
+    resize = views.ROUNDINGS["bytes"]()
+    _check_batch("dinov2", batch)
+    network = load_dinov2(_folder("dinov2", weights, *DINOV2), dtype=dtype)
+
+    def embed(params, images):
+        return {"dino": network.apply(params, views.whole(images, DINO_SIZE, resize))}
+
+    kinds = {"dino": network.module.shape.width}
+    return _of_pretrained(f"dinov2/{DINO_SIZE}{_suffix(dtype)}", network.params, embed, kinds, batch)
+
+
+def text_embedder(
+    weights: str | Path = "", *, batch: int = 32, dtype: str = "float32"
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return a function from texts to CLIP's embeddings (N, dimension) of them, of length 1: kind "clip_text".
+
+    Its weights are the folder `weights`, or that which the environment variable DIFFUSION_JAX_CLIP names; it must be
+    the one that embeds the images.
+    """
+    folder = _folder("text_embedder", weights, *CLIP)
+    _check_batch("text_embedder", batch)
+    network = load_clip_text(folder, dtype=dtype)
+    _check_projection("text_embedder", network)
+    tokens = clip_tokenizer(folder, length=network.module.length)
+
+    def embed(params, ids):
+        return {"clip_text": _unit(network.apply(params, ids).projected)}
+
+    run = _in_batches(_precise(embed), network.params, batch)
+
+    def embeddings(texts):
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError("text_embedder: it takes a list of one text or more.")
+        return run(tokens(texts))["clip_text"]
+
+    return embeddings
+
+
 def pixels(*, side: int = 8) -> Extractor:
     """Take the pixels of images averaged down to `side` x `side`, in [-1, 1]: no network, for small experiments."""
     if side < 1:
@@ -67,26 +140,63 @@ def pixels(*, side: int = 8) -> Extractor:
 def _of_network(name, load, resize, batch, dtype):
     rule = choose(RESIZES, resize, "resize")
     compute = lookup(_DTYPES, dtype, "dtype")
-    if batch < 1:
-        raise ValueError(f"{name}: batch is {batch}; it must be 1 or more.")
+    _check_batch(name, batch)
     weights = load()
-    params = network.fold(weights, compute)
-    run = jax.jit(lambda params, images: network.inception(params, rule(images)))
+    run = _in_batches(
+        lambda params, images: network.inception(params, rule(images)), network.fold(weights, compute), batch
+    )
 
     def extract(images):
         _check(name, images)
+        return run(images)
+
+    return Extractor(f"{name}/{resize}{_suffix(dtype)}", network.widths(), fingerprint(weights), extract)
+
+
+def _of_pretrained(described, params, embed, kinds, batch):
+    run = _in_batches(_precise(embed), params, batch)
+
+    def extract(images):
+        _check(described.split("/")[0], images)
+        return run(images)
+
+    return Extractor(described, kinds, fingerprint(flat(jax.tree.map(np.asarray, params))), extract)
+
+
+def _in_batches(run, params, batch):
+    """Compile `run` for one size of batch; the last is filled up, so that it is not compiled anew."""
+    compiled = jax.jit(run)
+
+    def every(inputs):
         found = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            # The last batch is filled up, so that it is not compiled anew.
+        for start in range(0, len(inputs), batch):
+            part = inputs[start : start + batch]
             full = np.concatenate([part, np.repeat(part[-1:], batch - len(part), 0)])
-            found.append({kind: np.asarray(rows)[: len(part)] for kind, rows in run(params, full).items()})
-        return {kind: np.concatenate([rows[kind] for rows in found]) for kind in network.widths()}
+            found.append({kind: np.asarray(rows)[: len(part)] for kind, rows in compiled(params, full).items()})
+        return {kind: np.concatenate([rows[kind] for rows in found]) for kind in found[0]}
 
-    described = f"{name}/{resize}" + ("" if dtype == "float32" else f"/{dtype}")
-    return Extractor(described, network.widths(), fingerprint(weights), extract)
+    return every
 
 
+def _precise(run):
+    """Multiply float32 as float32, which accelerators would round to fewer digits."""
+
+    def precise(params, inputs):
+        with jax.default_matmul_precision("highest"):
+            return run(params, inputs)
+
+    return precise
+
+
+def _unit(embeddings):
+    return embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _suffix(dtype):
+    return "" if dtype == "float32" else f"/{dtype}"
+
+
+DINO_SIZE = 224
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -105,6 +215,31 @@ def _found(weights) -> Path:
     if not path.is_file():
         raise ValueError(f"inception: {'weights' if weights else VARIABLE} names {path}, where there is no file.")
     return path
+
+
+def _folder(name, weights, variable, published) -> Path:
+    """Return the folder of weights, from the first place that names one."""
+    named = weights or os.environ.get(variable, "")
+    layout = f"a folder with config.json and model.safetensors (or pytorch_model.bin), as {published} is published"
+    if not named:
+        raise ValueError(f"{name}: no weights. Name {layout}, with `weights` or the environment variable {variable}.")
+    path = Path(named).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{name}: {'weights' if weights else variable} names {path}; it must be {layout}.")
+    return path
+
+
+def _check_projection(name, network):
+    if not network.module.projection:
+        raise ValueError(
+            f"{name}: these weights have no projection to the space that texts and images share; take a whole CLIP, "
+            "or a ...ModelWithProjection."
+        )
+
+
+def _check_batch(name, batch):
+    if batch < 1:
+        raise ValueError(f"{name}: batch is {batch}; it must be 1 or more.")
 
 
 def _check(name, images):
@@ -128,5 +263,7 @@ def _averaging(size, side):
 FEATURES = {
     "inception": inception,
     "inception_random": inception_random,
+    "clip": clip,
+    "dinov2": dinov2,
     "pixels": pixels,
 }

@@ -88,10 +88,23 @@ def measure(metrics: Iterable[Metric], samples: Mapping[Need, Any], reference: M
     """Compute metrics from what a tally of the samples and one of the reference, or a file of it, hold."""
     found: dict[str, float] = {}
     for metric in metrics:
-        values = [_get(metric, need, samples, "samples") for need in metric.samples]
-        values += [_get(metric, need, reference, "reference") for need in metric.reference]
+        values = [needed(metric, need, samples, "samples") for need in metric.samples]
+        values += [needed(metric, need, reference, "reference") for need in metric.reference]
         found |= metric.compute(*values)
     return found
+
+
+def needed(metric: Metric, need: Need, held: Mapping[Need, Any], side: str) -> Any:
+    """Return what a metric needs of the "samples" or the "reference", or say what is missing."""
+    if need in held:
+        return _enough_rows(metric, need, held[need], side)
+    if need.form == ROWS and Need(need.kind, MOMENTS) in held:
+        raise ValueError(
+            f"{metric.name} needs the features of every image, and of the {side} there are only mean and covariance "
+            f"of '{need.kind}'. Give the {side} as images, or leave the metric out."
+        )
+    known = ", ".join(sorted({f"{other.kind} ({other.form})" for other in held})) or "nothing"
+    raise ValueError(f"{metric.name} needs {need.form} of '{need.kind}' from the {side}, which has {known}.")
 
 
 def enough(metrics: Iterable[Metric], count: int) -> None:
@@ -111,6 +124,11 @@ def fid(*, kind: str = "pool") -> Metric:
 def sfid() -> Metric:
     """Compare spatial features: FID that sees where things are (Nash et al. 2021)."""
     return fid(kind="spatial")._replace(name="sfid", compute=lambda a, b: {"sfid": frechet.fid(a, b)})
+
+
+def fd_dinov2() -> Metric:
+    """Compare what DINOv2 sees, which agrees with people better than Inception's features do (Stein et al. 2023)."""
+    return fid(kind="dino")._replace(name="fd_dinov2", compute=lambda a, b: {"fd_dinov2": frechet.fid(a, b)})
 
 
 def fid_infinity(*, kind: str = "pool", points: int = 15, least: int = 5000, seed: int = 0) -> Metric:
@@ -176,18 +194,6 @@ def _named(name, kind):
     return name if kind == "pool" else f"{name}_{kind}"
 
 
-def _get(metric, need, held, side):
-    if need in held:
-        return _enough_rows(metric, need, held[need], side)
-    if need.form == ROWS and Need(need.kind, MOMENTS) in held:
-        raise ValueError(
-            f"{metric.name} needs the features of every image, and of the {side} there are only mean and covariance "
-            f"of '{need.kind}'. Give the {side} as images, or leave the metric out."
-        )
-    known = ", ".join(sorted({f"{other.kind} ({other.form})" for other in held})) or "nothing"
-    raise ValueError(f"{metric.name} needs {need.form} of '{need.kind}' from the {side}, which has {known}.")
-
-
 def _enough_rows(metric, need, value, side):
     count = value.count if isinstance(value, Moments) else len(value) if need.form == ROWS else metric.least
     if count < (metric.least if side == "samples" or need.form == ROWS else 2):
@@ -198,6 +204,7 @@ def _enough_rows(metric, need, value, side):
 METRICS = {
     "fid": fid,
     "sfid": sfid,
+    "fd_dinov2": fd_dinov2,
     "fid_infinity": fid_infinity,
     "kid": kid,
     "cmmd": cmmd,

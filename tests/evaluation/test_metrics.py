@@ -14,7 +14,7 @@ from diffusion_jax.evaluation.precision_recall import density_coverage, precisio
 from diffusion_jax.naming import choose
 
 KEYWORDS = {"fid_infinity": {"least": 80, "points": 5}, "kid": {"size": 40, "subsets": 4}}
-DIMENSIONS = {"pool": 8, "spatial": 6, "logits": 5, "clip": 4, "clip_text": 4}
+DIMENSIONS = {"pool": 8, "spatial": 6, "logits": 5, "clip": 4, "clip_text": 4, "dino": 7}
 
 
 def build(name):

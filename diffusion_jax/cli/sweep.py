@@ -1,0 +1,87 @@
+"""Measure one checkpoint under many settings of its sampling.
+
+    python -m diffusion_jax sweep --workdir runs/quickstart --over steps=5,10,20 --over guidance.scale=1,2,3 \\
+        --metrics fid,agreement --samples 1000 --features pixels
+    python -m diffusion_jax sweep --workdir runs/toy --over solver=euler,heun --over steps=4,8,16 \\
+        --metrics sliced_distance --samples 2000
+
+--over KEY=A,B,...     values of an entry of `sampling`, by its dotted key; several --over are combined, each with each
+--out DIR              where the table and the picture go; by default DIR/sweeps
+and --workdir, --metrics, --samples, --reference, --features, --step and --config.KEY as in `evaluate`.
+
+What differs only in values, such as the scale of guidance, is compiled once. The table has a row a setting; the picture
+shows the first metric against the first key, a line for every combination of the others.
+"""
+
+import ast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffusion_jax import plots, sweep
+from diffusion_jax.assess import Question
+from diffusion_jax.cli import arguments
+from diffusion_jax.cli.evaluate import sampling_of
+from diffusion_jax.evaluation.card import table, write_cards
+from diffusion_jax.files import replacing
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Check the request; return the job."""
+    argv, over = _take_over(list(argv))
+    given, out = arguments.read_evaluation(argv, sampling_of)
+    question = Question(**given)
+    job = sweep.prepare(question, over)
+
+    def answer():
+        _tell(job(), over, out or Path(str(question.workdir)) / "sweeps")
+
+    return answer
+
+
+def _tell(sets, over, out):
+    settings = [dict(zip(over, values, strict=True)) for values in sweep.combinations(over)]
+    names = [", ".join(f"{key} {value}" for key, value in setting.items()) for setting in settings]
+    text = table(sets, names=names)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = "-".join(over).replace(".", "_")
+    with replacing(out / f"{stem}.md") as file:
+        file.write(f"{text}\n".encode())
+    write_cards(out / f"{stem}.json", [card for cards in sets for card in cards])
+    first, *others = over
+    lines: dict[str, list[tuple[Any, Any]]] = {}
+    for setting, cards in zip(settings, sets, strict=True):
+        label = ", ".join(f"{key} {setting[key]}" for key in others)
+        lines.setdefault(label, []).append((setting[first], cards[0]))
+    with replacing(out / f"{stem}.png") as file:
+        Image.fromarray(plots.pixels(plots.lines(lines, first, sets[0][0].metric))).save(file, format="png")
+    print(text)
+    print(f"wrote {out}/{stem}.md, .json and .png")
+
+
+def _take_over(argv):
+    """Split every --over off the command line."""
+    rest, over = [], {}
+    while argv:
+        argument = argv.pop(0)
+        name, _, value = argument.partition("=")
+        if name not in ("--over", "-over"):
+            rest.append(argument)
+            continue
+        spec = value or (argv.pop(0) if argv else "")
+        key, _, values = spec.partition("=")
+        if not key or not values:
+            raise ValueError(f"--over {spec!r} names no values; give them as in --over steps=5,10,20.")
+        over[key] = tuple(_value(part) for part in values.split(","))
+    if not over:
+        raise ValueError("what should vary? Give --over, as in --over steps=5,10,20.")
+    return rest, over
+
+
+def _value(text):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -1,0 +1,103 @@
+"""Folders as transformers and diffusers write them: a config.json beside weights in one file or several.
+
+    model.safetensors                                    or  diffusion_pytorch_model.safetensors
+    model.safetensors.index.json, model-00001-of-00002.safetensors, ...
+    model.fp16.safetensors                               a variant, on request
+    pytorch_model.bin                                    where there are no safetensors
+
+Names and shapes are read first, and tensors one at a time; only a file of PyTorch's is read whole.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+
+from diffusion_jax.pretrained.weights import read_weights
+
+CONFIG = "config.json"
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+
+
+class Tensors(NamedTuple):
+    """Arrays by name that are not read yet: their shapes, how to read one, and where they are."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    source: str
+
+
+def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict[str, Any]:
+    """Read a folder's config.json, whose `model_type` must be one of `kinds`; `wanted` says what for, in errors."""
+    path = Path(folder).expanduser() / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{wanted}: there is no {path}. The folder must be one that transformers or diffusers writes: "
+            "config.json beside model.safetensors."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
+    kind = config.get("model_type") or config.get("_class_name") if isinstance(config, dict) else None
+    if kind not in kinds:
+        raise ValueError(f"{wanted}: {path} is of a {kind!r}; it must be of {' or '.join(map(repr, kinds))}.")
+    return config
+
+
+def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
+    """Find the weights of a folder, of a `variant` such as "fp16" if asked, and read their names and shapes."""
+    folder = Path(folder).expanduser()
+    for stem in STEMS:
+        for ending in ("safetensors", "bin"):
+            whole = folder / ".".join(filter(None, (stem, variant, ending)))
+            index = folder / ".".join(filter(None, (stem, ending, "index", variant, "json")))
+            if whole.is_file():
+                return _of_files([whole])
+            if index.is_file():
+                return _of_files(_shards(index))
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    raise ValueError(
+        f"{folder} has no model.safetensors{f' of the variant {variant!r}' if variant else ''}; of weights it has "
+        f"{', '.join(found) or 'none'}. A name like model.fp16.safetensors is the variant 'fp16'."
+    )
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """Return tensors that are in memory."""
+    return Tensors({name: tuple(np.shape(array)) for name, array in arrays.items()}, arrays.__getitem__, source)
+
+
+def _shards(index):
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of weights ({type(error).__name__}: {error}).") from None
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"{index} names {', '.join(missing)}, where there is no file; download the rest.")
+    return [index.parent / name for name in names]
+
+
+def _of_files(paths):
+    shapes, readers = {}, {}
+    for path in paths:
+        found = _of_safetensors(path) if path.suffix == ".safetensors" else of_arrays(read_weights(path), str(path))
+        twice = sorted(found.shapes.keys() & shapes.keys())
+        if twice:
+            raise ValueError(f"{path} and another file of its folder both hold {twice[0]}.")
+        shapes |= found.shapes
+        readers |= dict.fromkeys(found.shapes, found.read)
+    return Tensors(shapes, lambda name: readers[name](name), str(paths[0] if len(paths) == 1 else paths[0].parent))
+
+
+def _of_safetensors(path):
+    try:
+        file: Any = safetensors.safe_open(path, "np")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"weights: {path} is not a whole safetensors file: {error}. Download it again.") from None
+    return Tensors(shapes, file.get_tensor, str(path))

@@ -1,0 +1,156 @@
+"""A run evaluated: the same samples and cards by every way of asking, and mistakes said before work is done."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import assess, trained
+from diffusion_jax.cli.main import run as command
+from diffusion_jax.data import make_source
+from diffusion_jax.evaluation import evaluate
+from diffusion_jax.evaluation.card import read_cards
+from diffusion_jax.evaluation.generate import stored
+from diffusion_jax.training.logbook import read
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"name": "shapes", "side": 16, "examples": 300}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """References are kept in a folder of this module's own."""
+    before = os.environ.get("DIFFUSION_JAX_CACHE")
+    os.environ["DIFFUSION_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["DIFFUSION_JAX_CACHE"]
+    if before is not None:
+        os.environ["DIFFUSION_JAX_CACHE"] = before
+
+
+def train(workdir, config, *more):
+    return command(["train", "--config", str(ROOT / "configs" / config), "--workdir", str(workdir), *more])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    """A run of images, evaluated once while it was trained."""
+    workdir = tmp_path_factory.mktemp("shapes")
+    evaluation = ("every=2", "samples=40", "features=pixels", "metrics=('fid','agreement')")
+    more = [f"--config.evaluation.{one}" for one in evaluation]
+    data = [f"--config.data={SHAPES}", "--config.training.tensorboard=False", "--config.sampling.steps=1"]
+    assert train(workdir, "quickstart.py:smoke", *data, *more) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> Path:
+    """A run of points in the plane."""
+    workdir = tmp_path_factory.mktemp("points")
+    assert train(workdir, "toy_2d.py:smoke", "--config.training.tensorboard=False") == 0
+    return workdir
+
+
+def test_the_command_the_call_and_the_hook_give_the_same_card(shapes, tmp_path, capsys):
+    by_hook = {line["evaluation/fid"] for line in read(shapes) if "evaluation/fid" in line}
+    told = ["--metrics", "fid,agreement", "--samples", "40", "--features", "pixels"]
+    assert command(["evaluate", "--workdir", str(shapes), *told, "--out", str(tmp_path / "cards.json")]) == 0
+    assert "fid" in capsys.readouterr().out
+    by_command = read_cards(tmp_path / "cards.json")
+    by_call = evaluate(shapes, metrics=("fid", "agreement"), samples=40, features="pixels")
+    assert by_hook == {by_call["fid"].value}
+    for one, other in zip(by_command, by_call, strict=True):
+        assert one.protocol == json.loads(json.dumps(other.protocol)) and one.value == other.value
+    low, high = by_call["fid"].interval
+    assert low < by_call["fid"].value < high
+    assert by_call["fid"].protocol["reference_n"] == 300 and by_call["fid"].samples["evaluations"] == 1
+    assert "<table>" in by_call._repr_html_()
+
+
+def test_samples_are_kept_and_more_are_added_to_them(shapes):
+    evaluate(shapes, metrics="fid", samples=40, features="pixels")
+    (folder,) = (shapes / "generated").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in stored(folder).values()}
+    evaluate(shapes, metrics="fid", samples=50, features="pixels")
+    after = stored(folder)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert sorted(after)[0][0] == 0 and sorted(after)[-1][1] == 50
+    edges = [edge for span in sorted(after) for edge in span]
+    assert edges[1:-1:2] == edges[2::2]
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(shapes, tmp_path):
+    model: Any = trained.load(shapes)
+    whole = np.concatenate(list(assess.sampled(model, tmp_path / "whole", 30)))
+    config = model.config.copy_and_resolve_references()
+    config.sampling.batch_size = 8
+    parts = np.concatenate(list(assess.sampled(model._replace(config=config), tmp_path / "parts", 30)))
+    assert np.abs(whole.astype(int) - parts).max() <= 1 and (whole != parts).mean() < 1e-3
+
+
+def test_other_sampling_goes_to_another_folder(shapes):
+    model: Any = trained.load(shapes)
+    config = model.config.copy_and_resolve_references()
+    config.sampling.seed = 5
+    folders = len(list((shapes / "generated").iterdir()))
+    evaluate(shapes, metrics="fid", samples=20, features="pixels", sampling=config.sampling)
+    assert len(list((shapes / "generated").iterdir())) == folders + 1
+
+
+def test_images_of_a_folder_against_themselves_are_at_no_distance(tmp_path):
+    source = make_source(SHAPES)
+    for index in range(30):
+        Image.fromarray(source[index]["x"]).save(tmp_path / f"{index:03d}.png")
+    cards = evaluate(images=tmp_path, reference=tmp_path, metrics="fid,precision_recall", features="pixels", samples=30)
+    assert abs(cards["fid"].value) < 1e-6 and cards["precision"].value == cards["recall"].value == 1
+    assert cards["fid"].samples["images"] == str(tmp_path)
+
+
+def test_another_run_may_be_the_reference(shapes):
+    cards = evaluate(shapes, metrics="fid", samples=40, features="pixels", reference=shapes)
+    assert abs(cards["fid"].value) < 1e-6
+
+
+@pytest.mark.parametrize("metric", sorted(assess.EXACT))
+def test_what_is_known_exactly_of_embedded_data(shapes, points, metric):
+    folder, other = (shapes, points) if metric == "agreement" else (points, shapes)
+    cards = evaluate(folder, metrics=metric, samples=40)
+    assert np.isfinite(cards[metric].value)
+    with pytest.raises(ValueError, match=f"{metric} is known for models of"):
+        evaluate(other, metrics=metric, samples=40)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--metrics", "fdi"], "unknown metric 'fdi'. Did you mean 'fid'"),
+        (["--features", "inception_rndom"], "Did you mean 'inception_random'"),
+        (["--metrics", "kid", "--features", "pixels", "--samples", "10"], "kid needs 1000 samples"),
+        (["--metrics", "sfid", "--features", "pixels"], "features of the kind 'spatial'"),
+        (["--reference", "nowhere.npz", "--features", "pixels"], "nowhere.npz is not there"),
+        (["--config.lable=3", "--features", "pixels"], "Did you mean 'label'"),
+        (["--samples", "many"], "many"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_drawn(shapes, capsys, more, message):
+    before = sorted(shapes.rglob("*"))
+    assert command(["evaluate", "--workdir", str(shapes), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(shapes.rglob("*")) == before
+
+
+def test_what_cannot_be_asked(shapes, points, tmp_path, capsys):
+    assert command(["evaluate", "--metrics", "fid"]) == 2
+    assert "give a run's folder, or images" in capsys.readouterr().err
+    assert command(["evaluate", "--workdir", str(points), "--features", "pixels"]) == 2
+    assert "features are of images" in capsys.readouterr().err
+    assert command(["evaluate", "--workdir", str(tmp_path)]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+    assert command(["evaluate", "--images", str(tmp_path), "--features", "pixels"]) == 2
+    assert "images need a reference" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="agreement of images alone"):
+        evaluate(images=tmp_path, metrics="agreement")
