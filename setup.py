@@ -40,6 +40,7 @@ setup(
         "safetensors>=0.4",
         "scipy>=1.13",
         "tensorboardX>=2.6",
+        "tokenizers>=0.20",
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS | {"all": ALL, "peers": ["torch>=2.4", "diffusers>=0.31"]},  # peers: for benchmarks only
