@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from diffusion_jax.nets.cubic import covered
 from diffusion_jax.types import Array
 
 SIZE = 299
@@ -46,7 +47,7 @@ def half_pixel_bilinear() -> Resize:
 
 def clean() -> Resize:
     """Filter as Pillow does, in float32: cut to 0 .. 255 and never rounded, Eq. (3)."""
-    return _rule("clean", _bicubic, lambda pixels: _tf1_scale(jnp.clip(pixels, 0, 255)))
+    return _rule("clean", lambda size: covered(size, SIZE), lambda pixels: _tf1_scale(jnp.clip(pixels, 0, 255)))
 
 
 def _tf1_scale(pixels):
@@ -86,22 +87,6 @@ def _two_neighbours(places, size):
     np.add.at(matrix, (rows, low), 1 - share)
     np.add.at(matrix, (rows, np.minimum(low + 1, size - 1)), share)
     return matrix
-
-
-def _bicubic(size):
-    """Return the matrix (299, size) of Keys' cubic with a = -1/2, widened where a pixel covers several."""
-    ratio = size / SIZE
-    centre = (np.arange(SIZE) + 0.5) * ratio
-    reach = max(ratio, 1.0)
-    # Pillow takes the pixels whose middle is within two (widened) pixels, rounded to whole ones.
-    first = np.maximum(np.floor(centre - 2 * reach + 0.5), 0)[:, None]
-    last = np.minimum(np.floor(centre + 2 * reach + 0.5), size)[:, None]
-    pixel = np.arange(size)[None]
-    x = np.abs((pixel - centre[:, None] + 0.5) / reach)
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weight = np.where((pixel >= first) & (pixel < last), weight, 0.0)
-    return weight / weight.sum(1, keepdims=True)
 
 
 RESIZES = {
