@@ -8,8 +8,8 @@
 
 --workdir DIR          the folder of the run; its samples are kept there and not drawn twice
 --images PATH          instead: a folder, zip or npz file of images
---metrics A,B          fid, sfid, fid_infinity, kid, cmmd, inception_score, precision_recall, density_coverage; of
-                       embedded data also agreement, sliced_distance, surplus_nats. By default fid
+--metrics A,B          fid, sfid, fid_infinity, kid, fd_dinov2, cmmd, inception_score, precision_recall,
+                       density_coverage; of embedded data also agreement, sliced_distance, surplus_nats. By default fid
 --samples N            how many, by default 10000; published numbers have 50000
 --reference R          statistics (npz with mu and sigma), images (folder, zip, npz with arr_0), the folder of another
                        run, tfds:NAME or tfds:NAME:SPLIT. By default the data the run was trained on

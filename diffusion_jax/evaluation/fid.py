@@ -34,7 +34,7 @@ def fid(moments: Moments | Gaussian, reference: Moments | Gaussian) -> float:
         if isinstance(side, Moments) and side.count <= len(side.mean):
             logging.getLogger(__name__).warning(
                 "fid: %s number %d in %d dimensions, so their covariance is singular and the distance far too large; "
-                "published figures take 50000.",
+                "published figures take 50000. kid has no such bias.",
                 name,
                 side.count,
                 len(side.mean),

@@ -9,6 +9,7 @@ It needs no more memory than G groups' moments, however many samples there are. 
 sample cost G times as much, and are left without an interval where there are many.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -97,7 +98,12 @@ def _errors(samples, reference, metric):
     share = samples.count - -(-samples.count // max(len(places), 1))
     if len(places) < 2 or costly or share < metric.least:
         return {}
-    values = [measure([metric], samples.held(without=place), reference) for place in places]
+    warned = logging.getLogger("diffusion_jax.evaluation.fid")
+    before, warned.disabled = warned.disabled, True  # of the whole set it has warned already
+    try:
+        values = [measure([metric], samples.held(without=place), reference) for place in places]
+    finally:
+        warned.disabled = before
     scale = (len(places) - 1) ** 0.5  # times the standard deviation, of n and not n - 1
     return {name: scale * float(np.std([value[name] for value in values])) for name in values[0]}
 

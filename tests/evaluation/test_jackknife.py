@@ -56,6 +56,14 @@ def test_too_few_groups_or_samples_have_no_interval():
         assert value.interval is None
 
 
+def test_too_few_samples_are_warned_of_once(caplog):
+    rows = np.random.default_rng(0).normal(size=(20, 30))
+    side = {NEED: Gaussian(np.zeros(30), np.eye(30))}
+    with caplog.at_level("WARNING"):
+        evaluate_features(tally(rows), side, [METRICS["fid"]()])
+    assert len(caplog.records) == 1 and "kid has no such bias" in caplog.text
+
+
 def test_one_pass_serves_several_metrics():
     metrics = [METRICS["fid"](), METRICS["precision_recall"]()]
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
