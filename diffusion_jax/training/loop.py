@@ -69,7 +69,8 @@ def train(
     with Signals() as told, tqdm(total=plan.steps, initial=step, unit="step", disable=not shown) as bar:
         while step < plan.steps:
             with clock.waiting():
-                batch = parallel.put_batch(next(batches))
+                fetched = next(batches)
+            batch = parallel.put_batch(fetched)  # while the steps under way keep the devices busy
             if run is None:
                 run, clock.flops = compiled(parallel.step, state, batch)
                 clock.start(batch["x"].size // batch["x"][0].size)
