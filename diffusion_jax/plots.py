@@ -4,6 +4,7 @@ Noise is shown cold and data warm, so a path reads from blue to amber. Figures a
 state, and no window system is asked for.
 """
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 MOST_COLUMNS, MOST_ROWS = 16, 12  # of a grid of images
-CELL = 0.8  # inches
+CELL, LINE = 0.8, 0.13  # inches: an image, a line of its name
+LETTERS = 9  # of a name in a line
 NIGHT, PAPER, FAINT = "#0c0f1d", "#ece9e1", "#8d93ab"
 TIME = LinearSegmentedColormap.from_list("time", ["#ffe08a", "#ff9a5c", "#d864a0", "#7d6be0", "#45b0f0"])
 GLOW = LinearSegmentedColormap.from_list("glow", [NIGHT, "#192350", "#29346f", "#3a4090", "#504fa6"])
@@ -95,15 +97,17 @@ def image_grid(images: Any, labels: Any = None, classes: Any = ()) -> np.ndarray
         columns = [images[np.asarray(labels) == label][:MOST_ROWS] for label in shown]
         names = [str(classes[label]) if label < len(classes) else str(label) for label in shown]
     rows = max(len(column) for column in columns)
-    figure = Figure(figsize=(len(columns) * CELL, rows * CELL + 0.45), facecolor=PAPER)
+    names = ["\n".join(textwrap.wrap(name, LETTERS)) for name in names]
+    head = 0.2 + LINE * (1 + max(name.count("\n") for name in names))  # inches
+    figure = Figure(figsize=(len(columns) * CELL, rows * CELL + head), facecolor=PAPER)
     for place, (column, name) in enumerate(zip(columns, names, strict=True)):
         for row, image in enumerate(column):
             axes = figure.add_subplot(rows, len(columns), row * len(columns) + place + 1)
             axes.imshow(image, interpolation="nearest")
             axes.set_axis_off()
             if row == 0:
-                axes.set_title(name.replace(" ", "\n"), fontsize=8, color=NIGHT)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.45 / (rows * CELL + 0.45), wspace=0.06, hspace=0.06)
+                axes.set_title(name, fontsize=8, color=NIGHT)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - head / (rows * CELL + head), wspace=0.06, hspace=0.06)
     return pixels(figure)
 
 
