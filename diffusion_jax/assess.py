@@ -185,16 +185,20 @@ def sampled(
     return generate(draw, count, folder / "generated" / key[:16], batch=config.sampling.batch_size)
 
 
-def origin(model: Trained, folder: Path) -> dict[str, Any]:
-    """Say where a model's samples come from."""
-    part = model.config.sampling
-    sampling = make_sampling(model.config, model.model.schedule)
-    plain = folders.plain(part)
-    return {
+def origin(model: Trained, folder: Path, *, drawn: bool = True) -> dict[str, Any]:
+    """Say which model it is and, if samples are `drawn` from it, how."""
+    plain = folders.plain(model.config.sampling)
+    which = {
         "run": str(folder),
-        "config": digest(folders.plain(model.config.copy_and_resolve_references()))[:16],
+        "config": digest(folders.plain(model.config))[:16],
         "step": model.step,
         "average": plain["average"],
+        "precision": model.config.network.get("dtype", "float32"),
+    }
+    if not drawn:
+        return which
+    sampling = make_sampling(model.config, model.model.schedule)
+    return which | {
         "solver": plain["solver"],
         "grid": plain["grid"],
         "evaluations": evaluations(sampling.solver, sampling.times, model.model.schedule),
@@ -203,7 +207,16 @@ def origin(model: Trained, folder: Path) -> dict[str, Any]:
         "returned": plain["returned"],
         "label": plain["label"],
         "seed": plain["seed"],
-        "precision": model.config.network.get("dtype", "float32"),
+    }
+
+
+def made() -> dict[str, Any]:
+    """Say when a number was made, on what, and with which versions."""
+    return {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": folders.versions(),
+        "commit": folders.commit(),
     }
 
 
@@ -322,15 +335,8 @@ def _card(name, value, request, side, samples):
         protocol |= {"reference": side.name, "reference_hash": side.hash, "reference_n": side.count}
     method = "none" if value.interval is None else f"95 %, jackknife of {request.groups} groups"
     protocol["interval"] = "95 %, binomial" if value.interval and value.metric is None else method
-    device = jax.devices()[0]
-    made = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "versions": folders.versions(),
-        "commit": folders.commit(),
-    }
     interval = None if value.interval is None else (float(value.interval[0]), float(value.interval[1]))
-    return Card(name, float(value.value), interval, value.better, protocol, samples, made)
+    return Card(name, float(value.value), interval, value.better, protocol, samples, made())
 
 
 def _points(model, count):

@@ -39,10 +39,12 @@ MAY_IMPORT = {
     "trained": EVERY_ROOM | {"experiment", "plots", "workdir"},
     "assess": EVERY_ROOM | {"experiment", "trained", "workdir"},
     "sweep": EVERY_ROOM | {"assess", "trained", "workdir"},
+    "bits": EVERY_ROOM | {"assess", "experiment", "trained", "workdir"},
     "run": EVERY_ROOM | {"assess", "experiment", "plots", "trained", "workdir"},
     "ablation": EVERY_ROOM | {"assess", "experiment", "plots", "run", "trained", "workdir"},
     "launch": EVERY_ROOM | {"experiment", "workdir"},
-    "cli": EVERY_ROOM | {"assess", "experiment", "plots", "run", "sweep", "trained", "workdir", "ablation", "launch"},
+    "cli": EVERY_ROOM
+    | {"assess", "bits", "experiment", "plots", "run", "sweep", "trained", "workdir", "ablation", "launch"},
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,
 }

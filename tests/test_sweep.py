@@ -39,16 +39,23 @@ def test_a_setting_of_a_sweep_is_measured_as_on_its_own(points):
 
 
 def test_values_are_not_compiled_anew_and_shapes_are(points):
-    model: Any = trained.load(points)
+    loaded: Any = trained.load(points)
     compiled: dict[str, Any] = {}
-    made = []
+    made, traces = [], [0]
+
+    def counted(*inputs):
+        traces[0] += 1  # a trace is a compilation
+        return loaded.model.apply(*inputs)
+
+    model = loaded._replace(model=loaded.model._replace(apply=counted))
+    counts = []
     for values in ({"steps": 2}, {"steps": 2, "grid.start": 0.9}, {"steps": 2, "seed": 3}, {"steps": 3}):
         config = model.config.copy_and_resolve_references()
         config.sampling = changed(config.sampling, values)
         draw = make_sampler(config, model.model, model.info, compiled=compiled)
         made.append(draw(model.params, jax.random.key(0), jnp.arange(4), {}))
-    (program,) = compiled.values()
-    assert program._cache_size() == 2
+        counts.append(traces[0])
+    assert counts[0] == counts[1] == counts[2] < counts[3] and len(compiled) == 1
     assert np.abs(made[0] - made[1]).max() > 0
 
 

@@ -88,6 +88,25 @@ def read_evaluation(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]
     return {name: value for name, value in given.items() if value is not None}, values.out and Path(values.out)
 
 
+def read_likelihood(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> dict[str, Any]:
+    """Read the command line of `likelihood`: what was given, by keyword."""
+    values = flags.FlagValues()
+    for name in ("workdir", "way", "data", "dequantization"):
+        flags.DEFINE_string(name, None, name, flag_values=values)
+    for name in ("count", "steps", "probes", "step", "batch_size"):
+        flags.DEFINE_integer(name, None, name, flag_values=values)
+    argv = list(argv)
+    workdir = _workdir_of(argv)
+    if workdir is None:
+        raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
+    _parse(values, config_of(workdir), argv)
+    names = ("data", "dequantization", "count", "steps", "probes", "step", "batch_size")
+    given: dict[str, Any] = {name: values[name].value for name in names if values[name].value is not None}
+    if values.way:
+        given["name"] = values.way
+    return {"workdir": workdir, "sampling": values.config, **given}
+
+
 def _workdir_of(argv):
     """Return the folder that --workdir names, before the rest can be read."""
     given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))

@@ -51,6 +51,7 @@ COMMANDS = {
     "train": "train a model, or go on with a run that was stopped",
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",
+    "likelihood": "measure the bits per dimension of a trained model on data",
     "sweep": "measure a trained model under many ways of sampling it",
     "paths": "draw from data whose diffusion is known exactly, measure the error, and picture the paths",
 }
