@@ -1,6 +1,5 @@
 """Every test runs with rank promotion refused; the mathematical rooms also with implicit dtype promotion refused."""
 
-import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -30,14 +29,6 @@ def _promotion(request):
     room = Path(str(request.fspath)).parent.name
     with jax.numpy_dtype_promotion("strict" if room in STRICT else "standard"):
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forget():
-    """Let go of what a file compiled: thousands of programs fill the memory and slow the collection of garbage."""
-    yield
-    jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture
