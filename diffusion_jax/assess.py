@@ -5,7 +5,7 @@ twice; those of embedded data, whose truth is known, are read from the same samp
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,29 +13,19 @@ import jax
 import numpy as np
 
 from diffusion_jax import workdir as folders
-from diffusion_jax.data import make_evaluation, make_source
-from diffusion_jax.data.density import Density
-from diffusion_jax.data.pixels import to_uint8
-from diffusion_jax.data.shapes import Shapes
-from diffusion_jax.data.source import BYTES
-from diffusion_jax.evaluation.cached import cached, digest
+from diffusion_jax.data import make_source
+from diffusion_jax.evaluation.cached import digest
 from diffusion_jax.evaluation.card import Card, Cards, write_cards
 from diffusion_jax.evaluation.features import FEATURES, Extractor
-from diffusion_jax.evaluation.generate import generate
-from diffusion_jax.evaluation.images import fingerprint_of, images_of
-from diffusion_jax.evaluation.jackknife import GROUPS, Value, evaluate_features, gather, needs_of
-from diffusion_jax.evaluation.metrics import METRICS, MOMENTS, ROWS, Metric, Need, enough, needed
-from diffusion_jax.evaluation.references import read_reference
-from diffusion_jax.experiment import conditions, make_sampler, make_sampling
+from diffusion_jax.evaluation.images import coloured, fingerprint_of, images_of
+from diffusion_jax.evaluation.jackknife import GROUPS, Value, evaluate_features, gather, needs_of, over_seeds
+from diffusion_jax.evaluation.metrics import METRICS, Metric, enough
+from diffusion_jax.experiment import captions_of
 from diffusion_jax.naming import choose, lookup
-from diffusion_jax.pretrained.fetch import cache_folder
-from diffusion_jax.pretrained.weights import fingerprint
-from diffusion_jax.solvers.solver import evaluations
-from diffusion_jax.trained import Drawn, Trained, check_sampling, judge, load, surplus, told_of
-from diffusion_jax.training.parallel import spread
-
-MOST = 50_000  # examples of a data set that a reference is made of
-RESIZING = ("center_crop", "adm_crop", "resize")  # what a reference's images share with those of training
+from diffusion_jax.samples import check_sampling, draw, kept, origin, told_of
+from diffusion_jax.sides import Side, prepare_side
+from diffusion_jax.trained import Trained, load
+from diffusion_jax.truth import EXACT
 
 
 class Question(NamedTuple):
@@ -50,25 +40,19 @@ class Question(NamedTuple):
     step: int | None = None
     sampling: Any = None
     groups: int = GROUPS
+    seeds: Sequence[int] = ()
 
 
 class Request(NamedTuple):
-    """What is measured, on how many samples, and what makes the features."""
+    """What is measured, on how many samples of which seeds, and what makes the features of images and of texts."""
 
     metrics: tuple[Metric, ...]
     exact: tuple[str, ...]
     extractor: Extractor | None
+    texts: Mapping[str, Callable[[Sequence[str]], Any]]
     samples: int
     groups: int
-
-
-class Side(NamedTuple):
-    """What samples are held against: its name, hash and number, and what metrics need of it."""
-
-    name: str
-    hash: str
-    count: int | None
-    held: Mapping[Need, Any]
+    seeds: tuple[int, ...]  # none: that of the run's sampling
 
 
 def evaluate(
@@ -82,16 +66,18 @@ def evaluate(
     step: int | None = None,
     sampling: Any = None,
     groups: int = GROUPS,
+    seeds: Sequence[int] = (),
 ) -> Cards:
     """Measure the samples of a run, or a folder, zip or npz file of images, and return the cards.
 
     `metrics` are names of METRICS and EXACT, in a row or with commas. The `reference` is a file of statistics, a
     folder, zip or npz file of images, another run's folder, `tfds:NAME` or `tfds:NAME:SPLIT`, or by default the data
     that the run was trained on. `features` is an entry of FEATURES, `sampling` what replaces entries of the run's.
+    With several `seeds` a value is the mean over as many sets of samples, and its interval that of the mean.
     Cards of a run are also written to its folder `evaluations/`.
     """
     where, pictures = (None if path is None else Path(path) for path in (workdir, images))
-    question = Question(where, pictures, metrics, samples, str(reference), features, step, sampling, groups)
+    question = Question(where, pictures, metrics, samples, str(reference), features, step, sampling, groups, seeds)
     return prepare(question)()
 
 
@@ -99,115 +85,102 @@ def prepare(question: Question) -> Callable[[], Cards]:
     """Check a question and read what is cheap to read; return the job that answers it."""
     if (question.workdir is None) == (question.images is None):
         raise ValueError("evaluate: give a run's folder, or images, and not both.")
-    request = make_request(
-        question.metrics, features=question.features, samples=question.samples, groups=question.groups
-    )
+    request = make_request(question)
     if question.images is not None:
         return _prepare_images(question.images, question.reference, request)
     folder = Path(str(question.workdir))
     model = load(folder, sampling=question.sampling, step=question.step)
-    answer = prepare_model(model, folder, request, reference=question.reference)
+    answer = prepare_model(model, folder, request, prepare_reference(model, request, question.reference))
     return lambda: answer(model)
 
 
-def make_request(metrics: str | Sequence[Any], *, features: Any, samples: int, groups: int = GROUPS) -> Request:
+def make_request(question: Question) -> Request:
     """Look the names up and read what extracts features."""
+    metrics, seeds = question.metrics, tuple(question.seeds)
     asked = [name.strip() for name in metrics.split(",")] if isinstance(metrics, str) else list(metrics)
     if not asked:
         raise ValueError("evaluate: no metric is asked for; give some, as in metrics='fid,kid'.")
+    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+        raise ValueError(f"evaluate: seeds are {seeds}; they must differ and not be negative.")
     exact = tuple(name for name in asked if isinstance(name, str) and name in EXACT)
     rest = [spec for spec in asked if spec not in exact]
     for spec in rest:
         lookup({**METRICS, **EXACT}, spec if isinstance(spec, str) else spec["name"], "metric")
     chosen = tuple(choose(METRICS, spec, "metric") for spec in rest)
-    enough(chosen, samples)
-    extractor = choose(FEATURES, features, "features") if chosen else None
+    enough(chosen, question.samples)
+    extractor = choose(FEATURES, question.features, "features") if chosen else None
+    texts = {}
     for need in needs_of(chosen, "samples"):
-        if extractor is not None and need.kind not in extractor.kinds:
+        if extractor is not None and need.kind in extractor.texts:
+            texts[need.kind] = extractor.texts[need.kind]()
+        elif extractor is not None and need.kind not in extractor.kinds:
             raise ValueError(
                 f"a metric needs features of the kind '{need.kind}', and '{extractor.name}' gives "
-                f"{', '.join(extractor.kinds)}."
+                f"{', '.join((*extractor.kinds, *extractor.texts))}."
             )
-    return Request(chosen, exact, extractor, samples, groups)
+    return Request(chosen, exact, extractor, texts, question.samples, question.groups, seeds)
+
+
+def prepare_reference(model: Trained | None, request: Request, given: str) -> Callable[[], Side]:
+    """Check what a model's samples, or images, are held against; return the job that reads or makes it, once."""
+    if model is not None and request.metrics and not _draws_images(model):
+        shape = model.info.shapes["x"]
+        raise ValueError(f"features are of images, and this run's samples are {shape}. Known is: {', '.join(EXACT)}.")
+    return prepare_side(request.metrics, request.extractor, given, model, samples=request.samples)
 
 
 def prepare_model(
-    model: Trained, folder: Path, request: Request, *, reference: str = "", compiled: dict[str, Any] | None = None
+    model: Trained,
+    folder: Path,
+    request: Request,
+    make_side: Callable[[], Side],
+    *,
+    compiled: dict[str, Any] | None = None,
 ) -> Callable[[Trained], Cards]:
     """Check that a model can be measured so; return the job, which takes it, or the same with other parameters.
 
     `folder` is its run's, where samples and cards are kept; `compiled` is that of `make_sampler`.
     """
     check_sampling(model)
-    shape = model.info.shapes["x"]
-    pictures = len(shape) == 3 and shape[-1] in (1, 3)
-    if request.metrics and not pictures:
-        raise ValueError(f"features are of images, and this run's samples are {shape}. Known is: {', '.join(EXACT)}.")
+    if request.texts and "text" not in model.model.told:
+        raise ValueError("clip_score asks how well images fit their captions, and this run is told none.")
     source = make_source(model.config.data) if request.exact else None
     for name in request.exact:
-        EXACT[name](source, model, None)  # says whether it applies
-    make_side = prepare_side(request, reference, model)
+        EXACT[name].check(source, model)
+    compiled = {} if compiled is None else compiled  # programs, which seeds share
+    of_samples = [name for name in request.exact if EXACT[name].of_samples]
+    of_model = [name for name in request.exact if not EXACT[name].of_samples]
+
+    def exact(model, drawn, names):
+        return {name: EXACT[name].compute(source, model, drawn) for name in names}
+
+    def of_set(model, side):
+        """Measure one set of samples."""
+        if not _draws_images(model):  # points, which are few bytes, and of which no features are known
+            return exact(model, draw(model, count=request.samples), of_samples) if of_samples else {}
+        batches = kept(model, folder, request.samples, compiled=compiled)
+        if of_samples:
+            batches = list(batches)
+        values = _compare(batches, request, side, model) if request.metrics else {}
+        return values | (exact(model, told_of(model, np.concatenate(list(batches))), of_samples) if of_samples else {})
 
     def job(model):
-        side, values = make_side(), {}
-        drawn = told_of(model, _points(model, request.samples)) if not pictures else None
-        if drawn is None:
-            values |= _compare(sampled(model, folder, request.samples, compiled=compiled), request, side)
-        if drawn is None and request.exact:
-            images = list(sampled(model, folder, request.samples, compiled=compiled))
-            drawn = told_of(model, np.concatenate(images))
-        values |= {name: EXACT[name](source, model, drawn) for name in request.exact}
-        cards = Cards(_card(name, value, request, side, origin(model, folder)) for name, value in values.items())
-        name = f"{model.step:08d}-{digest([[card.protocol, card.samples] for card in cards])[:8]}.json"
-        (folder / "evaluations").mkdir(exist_ok=True)
-        write_cards(folder / "evaluations" / name, cards)
+        side = make_side()
+        values = over_seeds([of_set(one, side) for one in _seeded(model, request.seeds)])
+        values |= exact(model, None, of_model)
+        where = origin(model, folder) | ({"seed": list(request.seeds)} if request.seeds else {})
+        cards = Cards(_card(name, value, request, side, where) for name, value in values.items())
+        keep_cards(folder, model.step, cards)
         return cards
 
     return job
 
 
-def sampled(
-    model: Trained, folder: Path, count: int, *, compiled: dict[str, Any] | None = None
-) -> Iterator[np.ndarray]:
-    """Yield the first `count` images of a model in uint8, those that the folder has not been drawn."""
-    config = model.config
-    part = folders.plain(config.sampling)
-    del part["count"], part["batch_size"]
-    key = digest([part, model.step, fingerprint(_named_leaves(model.params))])
-    sampler = make_sampler(config, model.model, model.info, compiled=compiled)
-    chance = jax.random.key(config.sampling.seed)
-    params = spread(model.params, whole=True)
-
-    def draw(indices):
-        cond = conditions(config, model.model, indices)
-        return to_uint8(sampler(params, chance, *spread((indices, cond))))
-
-    return generate(draw, count, folder / "generated" / key[:16], batch=config.sampling.batch_size)
-
-
-def origin(model: Trained, folder: Path, *, drawn: bool = True) -> dict[str, Any]:
-    """Say which model it is and, if samples are `drawn` from it, how."""
-    plain = folders.plain(model.config.sampling)
-    which = {
-        "run": str(folder),
-        "config": digest(folders.plain(model.config))[:16],
-        "step": model.step,
-        "average": plain["average"],
-        "precision": model.config.network.get("dtype", "float32"),
-    }
-    if not drawn:
-        return which
-    sampling = make_sampling(model.config, model.model.schedule)
-    return which | {
-        "solver": plain["solver"],
-        "grid": plain["grid"],
-        "evaluations": evaluations(sampling.solver, sampling.times, model.model.schedule),
-        "guidance": plain["guidance"],
-        "threshold": plain["threshold"],
-        "returned": plain["returned"],
-        "label": plain["label"],
-        "seed": plain["seed"],
-    }
+def keep_cards(folder: Path, step: int, cards: Cards) -> None:
+    """Write cards to a run's folder, under a name that what was asked fixes."""
+    name = f"{step:08d}-{digest([[card.protocol, card.samples] for card in cards])[:8]}.json"
+    (folder / "evaluations").mkdir(exist_ok=True)
+    write_cards(folder / "evaluations" / name, cards)
 
 
 def made() -> dict[str, Any]:
@@ -220,165 +193,65 @@ def made() -> dict[str, Any]:
     }
 
 
-def prepare_side(request: Request, given: str, model: Trained | None) -> Callable[[], Side]:
-    """Check what the samples are held against, and return the job that reads it, or makes and keeps it."""
-    needs = needs_of(request.metrics, "reference")
-    if not needs or request.extractor is None:
-        return lambda: Side("", "", None, {})
-    extractor = request.extractor
-    if not given and model is None:
-        raise ValueError("evaluate: images need a reference: a file of statistics, or other images.")
-    if given and _has_statistics(Path(given).expanduser()):
-        found = read_reference(given, kinds=extractor.kinds)
-        for metric in request.metrics:
-            for need in metric.reference:
-                needed(metric, need, found.held, "reference")
-        return lambda: Side(found.name, found.fingerprint, None, found.held)
-    name, key, batches = _images_of_side(given, model, request)
-    needs = list(dict.fromkeys([*needs, Need(needs[0].kind, MOMENTS)]))  # moments know their number
-
-    def job():
-        full = [key() if callable(key) else key, extractor.name, extractor.weights_hash]
-        make = lambda: gather(batches(), extractor, needs).held()  # noqa: E731
-        held = cached(cache_folder() / "references", full, needs, make)
-        # Neighbours are counted among as many real images as there are samples.
-        held = {need: value[: request.samples] if need.form == ROWS else value for need, value in held.items()}
-        return Side(name, digest(full[0])[:32], held[Need(needs[0].kind, MOMENTS)].count, held)
-
-    return job
-
-
-def _images_of_side(given, model, request) -> tuple[str, Any, Callable[[], Iterable[np.ndarray]]]:
-    """Return the name of a reference of images, what fixes it, and its batches."""
-    if not given or given.startswith("tfds:"):
-        if given:
-            name, _, split = given.removeprefix("tfds:").partition(":")
-            data = {"name": "tfds", "dataset": name, "split": split or "train"}
-        else:
-            data = folders.plain(model.config.data)
-        transforms = []
-        if model is not None:
-            transforms = [spec for spec in folders.plain(model.config)["transforms"] if spec["name"] in RESIZING]
-        source = make_source(data)
-        if source.info.range != BYTES:
-            raise ValueError(f"the data '{source.info.name}' are no images in uint8; give a reference of images.")
-        count = min(len(source), MOST)
-        return data["name"], [data, transforms, count], lambda: _examples(source, transforms, count)
-    path = Path(given).expanduser()
-    if (path / "config.json").is_file():
-        other = load(path)
-        check_sampling(other)
-        batches = lambda: map(_coloured, sampled(other, path, request.samples))  # noqa: E731
-        return f"run {path}", [origin(other, path), request.samples], batches
-    images_of(path)  # says its errors
-    return path.name, lambda: fingerprint_of(path), lambda: images_of(path)
-
-
-def _has_statistics(path):
-    if path.suffix.lower() in (".pkl", ".pickle"):
-        return True  # which is refused in words of its own
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "mu" in archive.files or "feats" in archive.files
-    except (OSError, ValueError, EOFError):
-        return True  # whose reader says what is wrong
-
-
-def _examples(source, transforms, count):
-    """Yield the first `count` images of a source, in uint8."""
-    batches = make_evaluation(source, transforms, batch_size=min(256, count))
-    left = count
-    for batch in batches:
-        images = batch["x"][batch["valid"]][:left]
-        left -= len(images)
-        if len(images):
-            yield _coloured(images)
-        if not left:
-            return
-
-
 def _prepare_images(path, reference, request):
     """Check images of other people; return the job that measures them."""
     if request.exact:
         raise ValueError(f"{', '.join(request.exact)} of images alone are not known: they need the run's own data.")
-    make_side, found = prepare_side(request, reference, None), images_of(path)
+    if request.texts:
+        raise ValueError(
+            "clip_score of images alone is not known: it needs their captions, which a run's samples have."
+        )
+    if request.seeds:
+        raise ValueError("evaluate: seeds are of samples that a run draws, and these images are there.")
+    make_side, found = prepare_reference(None, request, reference), images_of(path)
 
     def job():
         side = make_side()
-        tally = gather(found, request.extractor, needs_of(request.metrics, "samples"), groups=request.groups)
-        values = evaluate_features(tally, side.held, request.metrics)
+        tally, values = _gathered(found, request, side, None)
         where = {"images": str(path), "hash": fingerprint_of(path)[:16]}
-        return Cards(
-            _card(name, value, request._replace(samples=tally.count), side, where) for name, value in values.items()
-        )
+        asked = request._replace(samples=tally.count)
+        return Cards(_card(name, value, asked, side, where) for name, value in values.items())
 
     return job
 
 
-def _compare(batches, request, side):
-    """Measure batches of images by their features."""
-    if request.extractor is None:
-        return {}
+def _compare(batches, request, side, model):
+    """Measure a model's images by their features, and by those of what they were told."""
+
+    def told(places):
+        captions = captions_of(model.config, places)
+        return {kind: embed(captions) for kind, embed in request.texts.items()}
+
+    return _gathered(map(coloured, batches), request, side, told)[1]
+
+
+def _gathered(batches, request, side, told):
     needs = needs_of(request.metrics, "samples")
-    tally = gather(map(_coloured, batches), request.extractor, needs, groups=request.groups)
-    return evaluate_features(tally, side.held, request.metrics)
+    tally = gather(batches, request.extractor, needs, groups=request.groups, told=told)
+    return tally, evaluate_features(tally, side.held, request.metrics)
 
 
-def _card(name, value, request, side, samples):
-    compares = value.metric is not None and value.metric.reference
-    protocol = {"n": request.samples}
+def _seeded(model, seeds):
+    """Return the model with each of the seeds in its sampling, or as it is."""
+    models = []
+    for seed in seeds:
+        config = model.config.copy_and_resolve_references()
+        config.sampling.seed = seed
+        models.append(model._replace(config=config))
+    return models or [model]
+
+
+def _draws_images(model):
+    shape = model.info.shapes["x"]
+    return len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def _card(name: str, value: Value, request: Request, side: Side, samples: dict[str, Any]) -> Card:
+    protocol: dict[str, Any] = {"n": request.samples}
     if value.metric is not None and request.extractor is not None:
         protocol |= {"features": request.extractor.name, "weights": request.extractor.weights_hash[:16]}
-    if compares:
+    if value.metric is not None and value.metric.reference:
         protocol |= {"reference": side.name, "reference_hash": side.hash, "reference_n": side.count}
-    method = "none" if value.interval is None else f"95 %, jackknife of {request.groups} groups"
-    protocol["interval"] = "95 %, binomial" if value.interval and value.metric is None else method
+    protocol["interval"] = value.method if value.interval else "none"
     interval = None if value.interval is None else (float(value.interval[0]), float(value.interval[1]))
     return Card(name, float(value.value), interval, value.better, protocol, samples, made())
-
-
-def _points(model, count):
-    """Draw points, which are few bytes, in one go."""
-    from diffusion_jax.trained import draw
-
-    config = model.config.copy_and_resolve_references().unlock()
-    config.sampling.count = count
-    return draw(config, model.model, model.params, model.info).samples
-
-
-def _coloured(images):
-    return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
-
-
-def _named_leaves(params):
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def agreement(source: Any, model: Trained, drawn: Drawn | None) -> Any:
-    """Measure the share of images that show what was asked for."""
-    if not isinstance(source, Shapes) or not model.model.told:
-        raise ValueError("agreement is known for models of `shapes` that are told a label or a caption.")
-    if drawn is None:
-        return None
-    share, count = judge(source, drawn)["agreement"], len(drawn.samples)
-    away = 1.96 * (share * (1 - share) / count) ** 0.5
-    return Value(share, (share - away, share + away), "higher")
-
-
-def sliced(source: Any, model: Trained, drawn: Drawn | None) -> Any:
-    """Measure the sliced Wasserstein distance of points to fresh ones of their density."""
-    if not isinstance(source, Density):
-        raise ValueError("sliced_distance is known for models of a `density`.")
-    return None if drawn is None else Value(judge(source, drawn)["sliced_distance"], None, "lower")
-
-
-def surplus_nats(source: Any, model: Trained, drawn: Drawn | None) -> Any:
-    """Measure by how many nats a model's likelihood falls short of its density's entropy."""
-    if not isinstance(source, Density) or model.model.told:
-        raise ValueError("surplus_nats is known for models of a `density` that are told nothing.")
-    return None if drawn is None else Value(surplus(source, model.model, model.params), None, "lower")
-
-
-EXACT = {"agreement": agreement, "sliced_distance": sliced, "surplus_nats": surplus_nats}

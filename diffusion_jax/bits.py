@@ -19,14 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.assess import RESIZING, made, origin
-from diffusion_jax.data import make_evaluation, make_source
+from diffusion_jax.assess import keep_cards, made
+from diffusion_jax.data import first, make_evaluation, make_source
 from diffusion_jax.data.source import BYTES
-from diffusion_jax.evaluation.cached import digest
-from diffusion_jax.evaluation.card import Card, Cards, write_cards
+from diffusion_jax.evaluation.card import Card, Cards
 from diffusion_jax.experiment import guided
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.process.schedule import finite_span
+from diffusion_jax.samples import origin
+from diffusion_jax.sides import RESIZING, tfds_of
 from diffusion_jax.solvers.bound import continuous_bound
 from diffusion_jax.solvers.likelihood import DEQUANTIZATIONS, bits_per_dim, dequantize, log_likelihood
 from diffusion_jax.trained import Trained, load
@@ -114,8 +115,7 @@ def prepare(
         protocol = {"n": len(bits), "data": spec, **how, "interval": "95 %, of the mean over the data"}
         where = origin(model, workdir, drawn=False)
         cards = Cards([Card(name, mean, (mean - away, mean + away), "lower", protocol, where, made())])
-        (workdir / "evaluations").mkdir(exist_ok=True)
-        write_cards(workdir / "evaluations" / f"{model.step:08d}-{digest([protocol, where])[:8]}.json", cards)
+        keep_cards(workdir, model.step, cards)
         return cards
 
     return job
@@ -142,8 +142,7 @@ def _batches(model, data, count, batch_size):
 
 def _source_of(data):
     if data.startswith("tfds:"):
-        name, _, split = data.removeprefix("tfds:").partition(":")
-        return {"name": "tfds", "dataset": name, "split": split or "test"}
+        return tfds_of(data, split="test")
     return {"name": "folder" if Path(data).is_dir() else "array", "path": data}
 
 
@@ -156,16 +155,12 @@ def _measured(model: Trained, batches, way, key, count):
         denoise = guided(None, model.model, params, cond)
         return WAYS[way.name](denoise, schedule, images, key, indices, way=way)
 
-    left = count
     with tqdm(total=min(count, batches.batch_size * len(batches)), desc="bits", unit="example") as bar:
-        for batch in batches:
+        for batch in first(batches, count):
             bits = run(model.params, jnp.asarray(batch["x"]), jnp.asarray(batch["index"]), batch.get("cond") or {})
-            bits = np.asarray(bits)[batch["valid"]][:left]
-            left -= len(bits)
+            bits = np.asarray(bits)[batch["valid"]]
             bar.update(len(bits))
             yield bits
-            if not left:
-                return
 
 
 WAYS = {"flow": flow, "bound": bound}

@@ -1,10 +1,13 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and strangers' files, of which no pickle is read."""
 
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 
 @contextmanager
@@ -17,3 +20,28 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def trusted(path: str | Path, subject: str) -> Path:
+    """Return the path of a file that is there and no pickle, or raise an error that begins with `subject`."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{subject}: there is no file {path}.")
+    if path.suffix.lower() in (".pkl", ".pickle"):
+        raise ValueError(
+            f"{subject}: {path} is a pickle, and reading one can run any code. If you trust it, read it once where it "
+            "came from and save its arrays: numpy.savez('arrays.npz', **arrays)."
+        )
+    return path
+
+
+def read_npz(path: Path, subject: str, *, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """Read the arrays of an npz file whose names are `wanted`, but no objects."""
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if wanted(name)}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{subject}: {path} is not a whole npz file of plain arrays: {error}. A pickle under that name is refused, "
+            "since reading one can run any code: save its arrays with numpy.savez."
+        ) from None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_jax import workdir
-from diffusion_jax.assess import make_request, prepare_model
+from diffusion_jax.assess import Question, make_request, prepare_model, prepare_reference
 from diffusion_jax.data.density import Density
 from diffusion_jax.experiment import (
     Training,
@@ -18,13 +18,15 @@ from diffusion_jax.experiment import (
     start,
 )
 from diffusion_jax.nets.network import count
-from diffusion_jax.trained import Trained, draw, judge, picture, post_hoc_width, surplus
+from diffusion_jax.samples import draw, picture
+from diffusion_jax.trained import Trained, post_hoc_width
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.logbook import Logbook
 from diffusion_jax.training.loop import Hook, Plan, train
 from diffusion_jax.training.parallel import Parallel, make_mesh, parallelize
 from diffusion_jax.training.post_hoc import save_snapshot
 from diffusion_jax.training.step import make_train_step
+from diffusion_jax.truth import judge, surplus
 
 
 class Run(NamedTuple):
@@ -114,12 +116,12 @@ def carry_out(run: Run) -> dict[str, float]:
 
 def _show(run, state, step, logbook, *, thorough=False):
     """Sample, keep the picture, and measure what can be measured."""
-    training, params = run.training, _averaged(run, state)
-    drawn = draw(run.config, training.model, params, training.batches.info, run.sampler)
-    logbook.picture(step, "samples", picture(drawn, _named(training), source=training.source))
+    training, model = run.training, _sampled(run, state, step)
+    drawn = draw(model, sampler=run.sampler)
+    logbook.picture(step, "samples", picture(drawn, model.info, source=training.source))
     found = judge(training.source, drawn)
     if thorough and isinstance(training.source, Density) and not training.model.classes:
-        found["surplus_nats"] = surplus(training.source, training.model, params)
+        found["surplus_nats"] = surplus(training.source, model)
     if found:
         logbook.scalars(step, {f"samples/{name}": value for name, value in found.items()})
     return found
@@ -131,23 +133,24 @@ def _prepare_evaluation(config, folder, training):
     if not asked.every:
         return None
     at_least(asked, "every", 1, under="evaluation.")
-    request = make_request(asked.metrics, features=asked.features, samples=asked.samples)
+    request = make_request(Question(metrics=asked.metrics, features=asked.features, samples=asked.samples))
     model = Trained(config, training.model, None, 0, _named(training))
-    return prepare_model(model, folder, request, reference=asked.reference)
+    return prepare_model(model, folder, request, prepare_reference(model, request, asked.reference))
 
 
 def _evaluate(run, state, step, logbook):
     """Measure the model at hand and note the values; its cards go to the run's folder."""
-    model = Trained(run.config, run.training.model, _averaged(run, state), step, _named(run.training))
     assert run.answer is not None
-    logbook.scalars(step, {f"evaluation/{name}": value for name, value in run.answer(model).values.items()})
+    values = run.answer(_sampled(run, state, step)).values
+    logbook.scalars(step, {f"evaluation/{name}": value for name, value in values.items()})
 
 
-def _averaged(run, state):
-    """Return the parameters that are sampled, on one device."""
+def _sampled(run, state, step):
+    """Return the model that is sampled, with its parameters on one device."""
     state = run.parallel.get_state(state)
     average = "params" if post_hoc_width(run.config) is not None else run.config.sampling.average  # no snapshots yet
-    return jax.device_put(state.params if average == "params" else state.averages[average], jax.devices()[0])
+    params = jax.device_put(state.params if average == "params" else state.averages[average], jax.devices()[0])
+    return Trained(run.config, run.training.model, params, step, _named(run.training))
 
 
 def _named(training):

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_jax.assess import Question, make_request, prepare_model
+from diffusion_jax.assess import Question, make_request, prepare_model, prepare_reference
 from diffusion_jax.evaluation.card import Cards
 from diffusion_jax.naming import suggestion
 from diffusion_jax.trained import blank, load
@@ -30,14 +30,11 @@ def prepare(question: Question, over: Mapping[str, Sequence[Any]]) -> Callable[[
     folder, compiled = question.workdir, {}  # compiled programs, which settings share
     config: Any = read_config(folder)
     sampling = config.sampling if question.sampling is None else question.sampling
-    request = make_request(
-        question.metrics, features=question.features, samples=question.samples, groups=question.groups
-    )
-    settings = [changed(sampling, dict(zip(over, values, strict=True))) for values in itertools.product(*over.values())]
+    request = make_request(question)
+    settings = [changed(sampling, dict(zip(over, values, strict=True))) for values in combinations(over)]
     blanks = [blank(folder, sampling=setting) for setting in settings]
-    answers = [
-        prepare_model(model, folder, request, reference=question.reference, compiled=compiled) for model in blanks
-    ]
+    make_side = prepare_reference(blanks[0], request, question.reference)
+    answers = [prepare_model(model, folder, request, make_side, compiled=compiled) for model in blanks]
 
     def job():
         held = load(folder, sampling=settings[0], step=question.step)

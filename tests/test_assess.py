@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import assess, trained
+from diffusion_jax import samples, trained, truth
 from diffusion_jax.cli.main import run as command
 from diffusion_jax.data import make_source
 from diffusion_jax.evaluation import evaluate
 from diffusion_jax.evaluation.card import read_cards
+from diffusion_jax.evaluation.cmmd import clip_score
+from diffusion_jax.evaluation.features import FEATURES
 from diffusion_jax.evaluation.generate import stored
+from diffusion_jax.naming import choose
 from diffusion_jax.training.logbook import read
+from tests.pretrained.folders import tiny_clip
+from tests.runs import IMAGES, POINTS, train
 
-ROOT = Path(__file__).parent.parent
 SHAPES = {"name": "shapes", "side": 16, "examples": 300}
 
 
@@ -32,18 +36,13 @@ def cache(tmp_path_factory):
         os.environ["DIFFUSION_JAX_CACHE"] = before
 
 
-def train(workdir, config, *more):
-    return command(["train", "--config", str(ROOT / "configs" / config), "--workdir", str(workdir), *more])
-
-
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     """A run of images, evaluated once while it was trained."""
     workdir = tmp_path_factory.mktemp("shapes")
     evaluation = ("every=2", "samples=40", "features=pixels", "metrics=('fid','agreement')")
     more = [f"--config.evaluation.{one}" for one in evaluation]
-    data = [f"--config.data={SHAPES}", "--config.training.tensorboard=False", "--config.sampling.steps=1"]
-    assert train(workdir, "quickstart.py:smoke", *data, *more) == 0
+    assert train(workdir, *IMAGES, f"--config.data={SHAPES}", *more) == 0
     return workdir
 
 
@@ -51,7 +50,7 @@ def shapes(tmp_path_factory) -> Path:
 def points(tmp_path_factory) -> Path:
     """A run of points in the plane."""
     workdir = tmp_path_factory.mktemp("points")
-    assert train(workdir, "toy_2d.py:smoke", "--config.training.tensorboard=False") == 0
+    assert train(workdir, *POINTS) == 0
     return workdir
 
 
@@ -85,10 +84,10 @@ def test_samples_are_kept_and_more_are_added_to_them(shapes):
 
 def test_samples_do_not_depend_on_how_they_are_batched(shapes, tmp_path):
     model: Any = trained.load(shapes)
-    whole = np.concatenate(list(assess.sampled(model, tmp_path / "whole", 30)))
+    whole = np.concatenate(list(samples.kept(model, tmp_path / "whole", 30)))
     config = model.config.copy_and_resolve_references()
     config.sampling.batch_size = 8
-    parts = np.concatenate(list(assess.sampled(model._replace(config=config), tmp_path / "parts", 30)))
+    parts = np.concatenate(list(samples.kept(model._replace(config=config), tmp_path / "parts", 30)))
     assert np.abs(whole.astype(int) - parts).max() <= 1 and (whole != parts).mean() < 1e-3
 
 
@@ -99,6 +98,43 @@ def test_other_sampling_goes_to_another_folder(shapes):
     folders = len(list((shapes / "generated").iterdir()))
     evaluate(shapes, metrics="fid", samples=20, features="pixels", sampling=config.sampling)
     assert len(list((shapes / "generated").iterdir())) == folders + 1
+
+
+def test_several_seeds_are_as_many_sets_of_samples(shapes):
+    asked: dict[str, Any] = {"metrics": "fid,agreement", "samples": 20, "features": "pixels"}
+    together = evaluate(shapes, seeds=(1, 2, 5), **asked)
+    model: Any = trained.load(shapes)
+    alone = []
+    for seed in (1, 2, 5):
+        config = model.config.copy_and_resolve_references()
+        config.sampling.seed = seed
+        alone.append(evaluate(shapes, sampling=config.sampling, **asked))
+    for metric in ("fid", "agreement"):
+        values = [cards[metric].value for cards in alone]
+        low, high = together[metric].interval
+        np.testing.assert_allclose(together[metric].value, np.mean(values), rtol=1e-12)
+        np.testing.assert_allclose((high - low) / 2, 4.302653 * np.std(values, ddof=1) / 3**0.5, rtol=1e-5)
+        assert "3 seeds" in together[metric].protocol["interval"]
+    assert together["fid"].samples["seed"] == [1, 2, 5] and len({cards["fid"].value for cards in alone}) == 3
+
+
+@pytest.mark.slow
+def test_images_are_asked_how_well_they_fit_their_captions(shapes, tmp_path):
+    workdir, letters = tmp_path / "captions", ("a b", "b", "a a")
+    assert train(workdir, "captions.py:smoke", *IMAGES[1:], f"--config.sampling.captions={letters}") == 0
+    features = {"name": "clip", "weights": str(tiny_clip(tmp_path / "clip")), "batch": 8}
+    cards = evaluate(workdir, metrics="clip_score", samples=10, features=features)
+    model: Any = trained.load(workdir)
+    extractor: Any = choose(FEATURES, features, "features")
+    images = np.concatenate(list(samples.kept(model, workdir, 10)))
+    texts = extractor.texts["clip_text"]()([letters[place % 3] for place in range(10)])
+    expected = clip_score(extractor.extract(images)["clip"], texts)
+    np.testing.assert_allclose(cards["clip_score"].value, expected, rtol=1e-6)
+    assert cards["clip_score"].samples["captions"] == list(letters)
+    with pytest.raises(ValueError, match="this run is told none"):
+        evaluate(shapes, metrics="clip_score", samples=10, features=features)
+    with pytest.raises(ValueError, match="images alone"):
+        evaluate(images=tmp_path, metrics="clip_score", samples=10, features=features)
 
 
 def test_images_of_a_folder_against_themselves_are_at_no_distance(tmp_path):
@@ -115,7 +151,7 @@ def test_another_run_may_be_the_reference(shapes):
     assert abs(cards["fid"].value) < 1e-6
 
 
-@pytest.mark.parametrize("metric", sorted(assess.EXACT))
+@pytest.mark.parametrize("metric", sorted(truth.EXACT))
 def test_what_is_known_exactly_of_embedded_data(shapes, points, metric):
     folder, other = (shapes, points) if metric == "agreement" else (points, shapes)
     cards = evaluate(folder, metrics=metric, samples=40)
@@ -134,6 +170,8 @@ def test_what_is_known_exactly_of_embedded_data(shapes, points, metric):
         (["--reference", "nowhere.npz", "--features", "pixels"], "nowhere.npz is not there"),
         (["--config.lable=3", "--features", "pixels"], "Did you mean 'label'"),
         (["--samples", "many"], "many"),
+        (["--seeds", "1,x"], "1,x are no whole numbers"),
+        (["--seeds", "1,1", "--features", "pixels"], "seeds are (1, 1); they must differ"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_drawn(shapes, capsys, more, message):

@@ -13,11 +13,10 @@ from diffusion_jax.evaluation.card import read_cards
 from diffusion_jax.process.schedule import levels
 from diffusion_jax.process.schedules import linear_beta
 from diffusion_jax.types import Estimate
+from tests.runs import IMAGES, train
 
-CONFIG = str(Path(__file__).parent.parent / "configs" / "quickstart.py:smoke")
 STD = 0.2
 SCHEDULE = linear_beta()
-NETWORK = "{'name': 'dit', 'patch': 8, 'size': {'name': 'custom', 'width': 8, 'depth': 1, 'heads': 1}}"
 
 
 def exact(x, t):
@@ -45,8 +44,7 @@ def test_gaussian_integers_have_the_bits_of_their_entropy(name, dequantization):
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("shapes")
-    more = [f"--config.network={NETWORK}", "--config.training.tensorboard=False", "--config.sampling.steps=1"]
-    assert command(["train", "--config", CONFIG, "--workdir", str(workdir), *more]) == 0
+    assert train(workdir, *IMAGES) == 0
     return workdir
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import trained
-from diffusion_jax.cli.main import run as command
 from diffusion_jax.experiment import conditions, make_sampler, make_training
 from diffusion_jax.nets.network import count
+from tests.laws import quick
+from tests.runs import train
 
 CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "base"}
 # The shape and the number of classes of the data that is not embedded.
@@ -60,7 +61,7 @@ def test_every_config_is_known_to_these_tests():
     assert set(CONFIGS) == {*ELSEWHERE, *EMBEDDED, *TESTED_ELSEWHERE}
 
 
-@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+@pytest.mark.parametrize("name", quick(sorted(ELSEWHERE), "cifar10_ddpm", "imagenet256_dit"))
 def test_a_config_builds_whole_and_has_the_network_of_its_paper(name, tmp_path):
     config = like_the_real(name, tmp_path)
     training = make_training(config)
@@ -81,8 +82,7 @@ def test_a_config_builds_whole_and_has_the_network_of_its_paper(name, tmp_path):
 @pytest.mark.parametrize("name", sorted({*ELSEWHERE, *EMBEDDED}))
 def test_a_smoke_run_trains_saves_and_samples(name, tmp_path):
     workdir = tmp_path / name
-    more = ("--config.training.tensorboard=False",)
-    assert command(["train", "--config", f"{CONFIGS[name]}:smoke", "--workdir", str(workdir), *more]) == 0
+    assert train(workdir, f"{name}.py:smoke") == 0
     assert (workdir / "pictures" / "samples_00000002.png").exists()
     model = trained.load(workdir)
     assert model.step == 2

@@ -79,6 +79,7 @@ def captioned() -> Any:
     return made
 
 
+@pytest.mark.slow
 def test_captions_reach_the_network_and_the_empty_one_is_what_guidance_leaves():
     made = captioned()
     training = make_training(made)

@@ -16,12 +16,15 @@ PACKAGE = ROOT / "diffusion_jax"
 MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
-# Who may import whom: a room, or a file of the first level. `types`, `naming` and `files` are everybody's; only `types`
-# loads JAX, which data must not.
+ABOVE = {"assess", "experiment", "plots", "samples", "sides", "trained", "truth", "workdir"}
+
+# Who may import whom: a room, or a file of the first level. `types`, `naming`, `files` and `devices` are everybody's;
+# `types` and `devices` load JAX, which data must not.
 MAY_IMPORT = {
     "types": set(),
     "naming": set(),
     "files": set(),
+    "devices": set(),
     "process": set(),
     "denoisers": {"process"},
     "solvers": {"process"},
@@ -36,19 +39,21 @@ MAY_IMPORT = {
     "plots": set(),
     "experiment": EVERY_ROOM,
     "workdir": set(),
-    "trained": EVERY_ROOM | {"experiment", "plots", "workdir"},
-    "assess": EVERY_ROOM | {"experiment", "trained", "workdir"},
+    "trained": EVERY_ROOM | {"experiment", "workdir"},
+    "samples": EVERY_ROOM | {"experiment", "plots", "trained", "workdir"},
+    "truth": EVERY_ROOM | {"experiment", "samples", "trained"},
+    "sides": EVERY_ROOM | {"samples", "trained", "workdir"},
+    "assess": EVERY_ROOM | {"experiment", "samples", "sides", "trained", "truth", "workdir"},
     "sweep": EVERY_ROOM | {"assess", "trained", "workdir"},
-    "bits": EVERY_ROOM | {"assess", "experiment", "trained", "workdir"},
-    "run": EVERY_ROOM | {"assess", "experiment", "plots", "trained", "workdir"},
-    "ablation": EVERY_ROOM | {"assess", "experiment", "plots", "run", "trained", "workdir"},
+    "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir"},
+    "run": EVERY_ROOM | {"assess", "experiment", "plots", "samples", "trained", "truth", "workdir"},
+    "ablation": EVERY_ROOM | ABOVE | {"run"},
     "launch": EVERY_ROOM | {"experiment", "workdir"},
-    "cli": EVERY_ROOM
-    | {"assess", "bits", "experiment", "plots", "run", "sweep", "trained", "workdir", "ablation", "launch"},
+    "cli": EVERY_ROOM | ABOVE | {"bits", "run", "sweep", "ablation", "launch"},
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,
 }
-EVERYBODYS = {"types", "naming", "files"}
+EVERYBODYS = {"types", "naming", "files", "devices"}
 
 # What the rooms of mathematics may import beside the standard library, at module level.
 THIRD_PARTY = {
@@ -102,7 +107,7 @@ def shown(path):
 def test_imports_follow_the_plan(path):
     here = room(path)
     assert here in MAY_IMPORT, f"the room '{here}' is not in the plan"
-    allowed = MAY_IMPORT[here] | {here} | (EVERYBODYS - {"types"} if here == "data" else EVERYBODYS)
+    allowed = MAY_IMPORT[here] | {here} | (EVERYBODYS - {"types", "devices"} if here == "data" else EVERYBODYS)
     for name in imports(tree(path)):
         package, _, rest = name.partition(".")
         if package == "diffusion_jax" and rest:

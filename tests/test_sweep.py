@@ -14,16 +14,15 @@ from diffusion_jax.assess import Question, evaluate
 from diffusion_jax.cli.main import run as command
 from diffusion_jax.experiment import make_sampler
 from diffusion_jax.sweep import changed, sweep
+from tests.runs import POINTS, train
 
-ROOT = Path(__file__).parent.parent
 ASKED = {"metrics": "sliced_distance", "samples": 30}
 
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("points")
-    config = str(ROOT / "configs" / "toy_2d.py:smoke")
-    assert command(["train", "--config", config, "--workdir", str(workdir), "--config.training.tensorboard=False"]) == 0
+    assert train(workdir, *POINTS) == 0
     return workdir
 
 

@@ -9,7 +9,7 @@ as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine
 import ast
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from runpy import run_path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.naming import suggestion
+from diffusion_jax.workdir import read_config
 
 
 class SamplingArguments(NamedTuple):
@@ -49,21 +50,17 @@ def read(argv: Sequence[str]) -> Arguments:
     return Arguments(values.config, Path(values.workdir))
 
 
-def read_sampling(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> SamplingArguments:
-    """Read the command line of `sample`; `config_of` gives the config of a workdir that --config.KEY changes."""
+def read_sampling(argv: Sequence[str]) -> SamplingArguments:
+    """Read the command line of `sample`; --config.KEY changes the run's `sampling`."""
     values = flags.FlagValues()
     for name, what in (("workdir", "folder of the run"), ("out", "folder for the samples")):
         flags.DEFINE_string(name, None, what, flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint", flag_values=values)
-    argv = list(argv)
-    workdir = _workdir_of(argv)
-    if workdir is None:
-        raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
-    _parse(values, config_of(workdir), argv)
-    return SamplingArguments(Path(values.workdir), values.out and Path(values.out), values.step, values.config)
+    workdir = _parse_for_run(values, argv)
+    return SamplingArguments(workdir, values.out and Path(values.out), values.step, values.config)
 
 
-def read_evaluation(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> tuple[dict[str, Any], Path | None]:
+def read_evaluation(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
     """Read the command line of `evaluate`: what is asked, by keyword, and where to write the cards besides."""
     values = flags.FlagValues()
     for name, what in (
@@ -73,33 +70,28 @@ def read_evaluation(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]
         flags.DEFINE_string(name, None, what, flag_values=values)
     flags.DEFINE_integer("samples", None, "how many samples", flag_values=values)
     flags.DEFINE_integer("step", None, "checkpoint", flag_values=values)
-    argv = list(argv)
+    flags.DEFINE_list("seeds", None, "seeds of sets of samples", flag_values=values)
     workdir = _workdir_of(argv)
-    if workdir is None:
-        _parse(values, ConfigDict(), argv)
-    else:
-        _parse(values, config_of(workdir), argv)
+    _parse(values, ConfigDict() if workdir is None else _sampling_of(workdir), list(argv))
     given: dict[str, Any] = {name: values[name].value for name in ("metrics", "samples", "reference", "step")}
     given |= {name: Path(str(values[name].value)) for name in ("workdir", "images") if values[name].value}
     if values.features:
         given["features"] = _EntryParser().parse(values.features)
     if workdir is not None:
         given["sampling"] = values.config
+    if values.seeds:
+        given["seeds"] = _whole(values.seeds, "--seeds 0,1,2")
     return {name: value for name, value in given.items() if value is not None}, values.out and Path(values.out)
 
 
-def read_likelihood(argv: Sequence[str], config_of: Callable[[Path], ConfigDict]) -> dict[str, Any]:
+def read_likelihood(argv: Sequence[str]) -> dict[str, Any]:
     """Read the command line of `likelihood`: what was given, by keyword."""
     values = flags.FlagValues()
     for name in ("workdir", "way", "data", "dequantization"):
         flags.DEFINE_string(name, None, name, flag_values=values)
     for name in ("count", "steps", "probes", "step", "batch_size"):
         flags.DEFINE_integer(name, None, name, flag_values=values)
-    argv = list(argv)
-    workdir = _workdir_of(argv)
-    if workdir is None:
-        raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
-    _parse(values, config_of(workdir), argv)
+    workdir = _parse_for_run(values, argv)
     names = ("data", "dequantization", "count", "steps", "probes", "step", "batch_size")
     given: dict[str, Any] = {name: values[name].value for name in names if values[name].value is not None}
     if values.way:
@@ -111,6 +103,28 @@ def _workdir_of(argv):
     """Return the folder that --workdir names, before the rest can be read."""
     given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
     return Path(given[-1]) if given else None
+
+
+def _parse_for_run(values, argv):
+    """Parse the options of a command about a run, whose folder is returned."""
+    workdir = _workdir_of(argv)
+    if workdir is None:
+        raise ValueError("which run? Give --workdir, as in --workdir runs/quickstart.")
+    _parse(values, _sampling_of(workdir), list(argv))
+    return workdir
+
+
+def _sampling_of(workdir) -> ConfigDict:
+    config: Any = read_config(workdir)
+    return config.sampling
+
+
+def _whole(words, example):
+    """Read whole numbers."""
+    try:
+        return tuple(int(word) for word in words)
+    except ValueError:
+        raise ValueError(f"{','.join(words)} are no whole numbers; give them as in {example}.") from None
 
 
 def _parse(values, config, argv):

@@ -9,12 +9,14 @@
 --workdir DIR          the folder of the run; its samples are kept there and not drawn twice
 --images PATH          instead: a folder, zip or npz file of images
 --metrics A,B          fid, sfid, fid_infinity, kid, fd_dinov2, cmmd, inception_score, precision_recall,
-                       density_coverage; of embedded data also agreement, sliced_distance, surplus_nats. By default fid
+                       density_coverage; of models of captions clip_score; of embedded data also agreement,
+                       sliced_distance, surplus_nats. By default fid
 --samples N            how many, by default 10000; published numbers have 50000
 --reference R          statistics (npz with mu and sigma), images (folder, zip, npz with arr_0), the folder of another
                        run, tfds:NAME or tfds:NAME:SPLIT. By default the data the run was trained on
 --features NAME        inception (by default), inception_random, pixels, clip, dinov2; or a dict with keywords, as
                        "{'name': 'inception', 'resize': 'clean'}"
+--seeds A,B,...        draw a set of samples for each: values are means, with the interval of the mean
 --step N               the checkpoint, by default the newest
 --out FILE             write the cards there as well, as JSON
 --config.KEY=VALUE     change the run's `sampling`: steps, solver, guidance, average, seed, batch_size, ...
@@ -24,18 +26,15 @@ were measured differently are not put into one table. The cards of a run are kep
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from diffusion_jax import assess
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.card import write_cards
-from diffusion_jax.workdir import read_config
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read what is to be measured; return the job."""
-    given, out = arguments.read_evaluation(argv, sampling_of)
+    given, out = arguments.read_evaluation(argv)
     job = assess.prepare(assess.Question(**given))
 
     def answer():
@@ -45,9 +44,3 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             write_cards(out, cards)
 
     return answer
-
-
-def sampling_of(workdir: Path) -> Any:
-    """Return how a run's config samples."""
-    config: Any = read_config(workdir)
-    return config.sampling

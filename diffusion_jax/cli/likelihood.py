@@ -21,12 +21,11 @@ from collections.abc import Callable, Sequence
 
 from diffusion_jax import bits
 from diffusion_jax.cli import arguments
-from diffusion_jax.cli.evaluate import sampling_of
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read the model; return the job."""
-    given = arguments.read_likelihood(argv, sampling_of)
+    given = arguments.read_likelihood(argv)
     way = bits.Way(**{key: given.pop(key) for key in ("name", "dequantization", "steps", "probes") if key in given})
     job = bits.prepare(**given, way=way)
     return lambda: print(job())

@@ -17,45 +17,40 @@ Sample i depends on the seed and i alone, not on the batch size or the devices. 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffusion_jax import trained
 from diffusion_jax.cli import arguments
 from diffusion_jax.data import make_source
 from diffusion_jax.data.pixels import to_uint8
 from diffusion_jax.files import replacing
-from diffusion_jax.workdir import read_config
+from diffusion_jax.samples import check_sampling, draw, picture
+from diffusion_jax.trained import Trained, load
+from diffusion_jax.truth import judge
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read the model; return the job."""
-    folder, out, step, sampling = arguments.read_sampling(argv, _sampling_of)
-    model = trained.load(folder, sampling=sampling, step=step)
-    trained.check_sampling(model)
+    folder, out, step, sampling = arguments.read_sampling(argv)
+    model = load(folder, sampling=sampling, step=step)
+    check_sampling(model)
     return lambda: _run(model, out or folder / "samples")
 
 
-def _sampling_of(workdir: Path) -> Any:
-    config: Any = read_config(workdir)
-    return config.sampling
-
-
-def _run(model: trained.Trained, out: Path) -> None:
-    drawn = trained.draw(model.config, model.model, model.params, model.info)
+def _run(model: Trained, out: Path) -> None:
+    drawn = draw(model)
     source = make_source(model.config.data) if model.config.data.name in ("density", "shapes") else None
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "samples.npz") as file:
         np.savez(file, **{name: value for name, value in drawn._asdict().items() if value is not None})
     with replacing(out / "samples.png") as file:
-        Image.fromarray(trained.picture(drawn, model.info, source=source)).save(file, format="png")
+        Image.fromarray(picture(drawn, model.info, source=source)).save(file, format="png")
     samples = drawn.samples
     if samples.ndim == 4 and samples.shape[-1] in (1, 3):
         for number, image in enumerate(to_uint8(samples)):
             with replacing(out / f"{number:06d}.png") as file:
                 Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, format="png")
-    for name, value in trained.judge(source, drawn).items():
+    for name, value in judge(source, drawn).items():
         print(f"{name:<24} {value:.4g}")
     print(f"wrote {len(samples)} samples of step {model.step} to {out}")

@@ -23,7 +23,6 @@ from PIL import Image
 from diffusion_jax import plots, sweep
 from diffusion_jax.assess import Question
 from diffusion_jax.cli import arguments
-from diffusion_jax.cli.evaluate import sampling_of
 from diffusion_jax.evaluation.card import table, write_cards
 from diffusion_jax.files import replacing
 
@@ -31,7 +30,7 @@ from diffusion_jax.files import replacing
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request; return the job."""
     argv, over = _take_over(list(argv))
-    given, out = arguments.read_evaluation(argv, sampling_of)
+    given, out = arguments.read_evaluation(argv)
     question = Question(**given)
     job = sweep.prepare(question, over)
 

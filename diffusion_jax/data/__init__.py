@@ -9,14 +9,14 @@ from typing import Any
 from diffusion_jax.data.array import array
 from diffusion_jax.data.density import density
 from diffusion_jax.data.folder import folder
-from diffusion_jax.data.pipeline import make_evaluation, make_pipeline
+from diffusion_jax.data.pipeline import first, make_evaluation, make_pipeline
 from diffusion_jax.data.shapes import shapes
 from diffusion_jax.data.source import Source
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.transforms import TRANSFORMS
 from diffusion_jax.naming import choose
 
-__all__ = ["SOURCES", "TRANSFORMS", "make_evaluation", "make_pipeline", "make_source"]
+__all__ = ["SOURCES", "TRANSFORMS", "first", "make_evaluation", "make_pipeline", "make_source"]
 
 
 def make_source(spec: Any) -> Source:

@@ -9,7 +9,8 @@ fills it. Host h of H takes the positions from h batch_size / H up to the next h
 Threads and processes only compute batches ahead of time (ahead.py), which cannot change them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,6 +157,12 @@ def make_evaluation(
     if drawing:
         raise ValueError(f"make_evaluation: {', '.join(drawing)} would change examples at random; leave it out.")
     return pipeline
+
+
+def first(pipeline: Pipeline, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the batches that hold the first `count` examples of a pass; what is beyond them is not `valid`."""
+    for batch in islice(pipeline, -(-count // pipeline.batch_size)):
+        yield batch | {"valid": batch["valid"] & (batch["index"] < count)}
 
 
 def _check(source, batch_size, shard, reading):

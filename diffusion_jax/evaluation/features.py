@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.devices import layout
 from diffusion_jax.evaluation import views
 from diffusion_jax.evaluation.resize import RESIZES
 from diffusion_jax.naming import choose, lookup
@@ -36,12 +37,16 @@ DINOV2 = ("DIFFUSION_JAX_DINOV2", "huggingface.co/facebook/dinov2-large (that of
 
 
 class Extractor(NamedTuple):
-    """Features of images: `extract` takes uint8 (N, H, W, 3) and returns float32 (N, dimension) for each kind."""
+    """Features of images: `extract` takes uint8 (N, H, W, 3) and returns float32 (N, dimension) for each kind.
+
+    `texts` loads, for each kind, what embeds texts in the same space: a function from texts to float32 (N, dimension).
+    """
 
     name: str
     kinds: Mapping[str, int]
     weights_hash: str
     extract: Callable[[np.ndarray], dict[str, np.ndarray]]
+    texts: Mapping[str, Callable[[], Callable[[Sequence[str]], np.ndarray]]] = {}
 
 
 def inception(*, weights: str = "", resize: str = "tf1_bilinear", batch: int = 32, dtype: str = "float32") -> Extractor:
@@ -61,14 +66,15 @@ def inception_random(
 
 
 def clip(*, weights: str = "", rounding: str = "bytes", batch: int = 32, dtype: str = "float32") -> Extractor:
-    """Embed images with CLIP, in its common space and of length 1: kind "clip".
+    """Embed images with CLIP, in its common space and of length 1: kind "clip", and texts, "clip_text".
 
     Its weights are the folder `weights`, or that which the environment variable DIFFUSION_JAX_CLIP names. Images are
     prepared as for CLIP, with `rounding` "bytes" in their resizing; or "none", as in CMMD's original code.
     """
     resize = choose(views.ROUNDINGS, rounding, "rounding")
     _check_batch("clip", batch)
-    network = load_clip_vision(_folder("clip", weights, *CLIP), dtype=dtype)
+    folder = _folder("clip", weights, *CLIP)
+    network = load_clip_vision(folder, dtype=dtype)
     _check_projection("clip", network)
     size = network.module.size
 
@@ -76,7 +82,8 @@ def clip(*, weights: str = "", rounding: str = "bytes", batch: int = 32, dtype: 
         return {"clip": _unit(network.apply(params, views.middle(images, size, resize)).projected)}
 
     kinds = {"clip": network.module.projection}
-    return _of_pretrained(f"clip/{size}/{rounding}{_suffix(dtype)}", network.params, embed, kinds, batch)
+    found = _of_pretrained(f"clip/{size}/{rounding}{_suffix(dtype)}", network.params, embed, kinds, batch)
+    return found._replace(texts={"clip_text": lambda: text_embedder(folder, batch=batch, dtype=dtype)})
 
 
 def dinov2(*, weights: str = "", batch: int = 32, dtype: str = "float32") -> Extractor:
@@ -118,7 +125,9 @@ def text_embedder(
     def embeddings(texts):
         if isinstance(texts, str) or not len(texts):
             raise ValueError("text_embedder: it takes a list of one text or more.")
-        return run(tokens(texts))["clip_text"]
+        different = list(dict.fromkeys(texts))
+        rows = run(tokens(different))["clip_text"]
+        return rows[[different.index(text) for text in texts]]
 
     return embeddings
 
@@ -164,16 +173,18 @@ def _of_pretrained(described, params, embed, kinds, batch):
 
 
 def _in_batches(run, params, batch):
-    """Compile `run` for one size of batch; the last is filled up, so that it is not compiled anew."""
-    compiled = jax.jit(run)
+    """Compile `run` for one size of batch, which this process's devices share; the last is filled up."""
+    compiled, where = jax.jit(run), layout(batch)
+    params = jax.device_put(params, where.whole)
 
     def every(inputs):
-        found = []
+        parts = []
         for start in range(0, len(inputs), batch):
             part = inputs[start : start + batch]
             full = np.concatenate([part, np.repeat(part[-1:], batch - len(part), 0)])
-            found.append({kind: np.asarray(rows)[: len(part)] for kind, rows in compiled(params, full).items()})
-        return {kind: np.concatenate([rows[kind] for rows in found]) for kind in found[0]}
+            found = compiled(params, jax.device_put(full, where.split))
+            parts.append({kind: np.asarray(rows)[: len(part)] for kind, rows in found.items()})
+        return {kind: np.concatenate([rows[kind] for rows in parts]) for kind in parts[0]}
 
     return every
 

@@ -67,7 +67,7 @@ def _rows(path, member, batch):
                     content = stream.read(count * size)
                     if len(content) != count * size:
                         raise EOFError(f"{member} ends after {start} of {shape[0]} images")
-                    yield _three(np.frombuffer(content, np.uint8).reshape(count, *shape[1:]))
+                    yield coloured(np.frombuffer(content, np.uint8).reshape(count, *shape[1:]))
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"images_of: {path} is damaged or not whole: {error}.") from None
 
@@ -84,7 +84,8 @@ def _header(path, member, stream):
     return shape
 
 
-def _three(images):
+def coloured(images: np.ndarray) -> np.ndarray:
+    """Return images with three channels; grey ones are repeated."""
     return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
 

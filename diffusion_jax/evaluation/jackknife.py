@@ -7,13 +7,18 @@ jackknife's standard error (Efron & Stein 1981) is
 
 It needs no more memory than G groups' moments, however many samples there are. Metrics that need the features of every
 sample cost G times as much, and are left without an interval where there are many.
+
+Several sets of samples, each of its own seed, say more. With s the standard deviation of their K values,
+
+    interval = mean +- t_{0.975, K - 1} s / sqrt(K).                                                          (2)
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.metrics import MOMENTS, ROWS, Metric, Need, Tally, enough, measure
@@ -24,12 +29,16 @@ MOST_ROWS = 5000  # samples up to which metrics of all rows are measured G times
 
 
 class Value(NamedTuple):
-    """A number, its interval of 95 % or None, whether "lower" or "higher" is better, and its metric of features."""
+    """A number, its interval of 95 % or None, whether "lower" or "higher" is better, and its metric of features.
+
+    `method` says how the interval was found.
+    """
 
     value: float
     interval: tuple[float, float] | None
     better: str
     metric: Metric | None = None
+    method: str = "none"
 
 
 class Groups:
@@ -67,12 +76,25 @@ def needs_of(metrics: Iterable[Metric], side: str) -> list[Need]:
     return list(dict.fromkeys(need for metric in metrics for need in getattr(metric, side)))
 
 
-def gather(batches: Iterable[np.ndarray], extractor: Extractor, needs: Sequence[Need], *, groups: int = 1) -> Groups:
-    """Go once through batches of uint8 images and keep what is needed of their features."""
+def gather(
+    batches: Iterable[np.ndarray],
+    extractor: Extractor,
+    needs: Sequence[Need],
+    *,
+    groups: int = 1,
+    told: Callable[[range], Mapping[str, Any]] | None = None,
+) -> Groups:
+    """Go once through batches of uint8 images and keep what is needed of their features.
+
+    `told` gives features of other things about the images at some places of the row, such as their texts.
+    """
     tally = Groups(needs, groups)
     kinds = {need.kind for need in needs}
     for images in batches:
-        tally.add({kind: rows for kind, rows in extractor.extract(images).items() if kind in kinds})
+        features = dict(extractor.extract(images))
+        if told is not None:
+            features |= told(range(tally.count, tally.count + len(images)))
+        tally.add({kind: rows for kind, rows in features.items() if kind in kinds})
     return tally
 
 
@@ -87,8 +109,29 @@ def evaluate_features(samples: Groups, reference: Mapping[Need, Any], metrics: S
         for name, value in values.items():
             error = errors.get(name)
             interval = None if error is None else (value - 1.96 * error, value + 1.96 * error)
-            found[name] = Value(value, interval, metric.better, metric)
+            method = "none" if interval is None else f"95 %, jackknife of {len(samples.filled)} groups"
+            found[name] = Value(value, interval, metric.better, metric, method)
     return found
+
+
+def over_seeds(sets: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """Return the values of one set, or the means of several with Student's interval of a mean, Eq. (2)."""
+    if len(sets) == 1:
+        return dict(sets[0])
+    found = {}
+    for name, one in sets[0].items():
+        values = np.array([values[name].value for values in sets])
+        mean, away = float(values.mean()), _student(values)
+        found[name] = one._replace(
+            value=mean, interval=(mean - away, mean + away), method=f"95 %, Student's t over {len(sets)} seeds"
+        )
+    return found
+
+
+def _student(values):
+    """Return half the width of an interval that holds the mean with a probability of 95 %."""
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / n**0.5)
 
 
 def _errors(samples, reference, metric):

@@ -7,7 +7,6 @@
 Nobody says how many images such statistics are of, nor which weights and resizing: that is for their user to know.
 """
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.evaluation.metrics import MOMENTS, ROWS, Need
 from diffusion_jax.evaluation.moments import Gaussian, covariance
-from diffusion_jax.files import replacing
+from diffusion_jax.files import read_npz, replacing, trusted
 from diffusion_jax.pretrained.weights import fingerprint
 
 PARTS = (("pool", "mu", "sigma"), ("spatial", "mu_s", "sigma_s"))
@@ -32,15 +31,9 @@ class Reference(NamedTuple):
 
 def read_reference(path: str | Path, *, kinds: Mapping[str, int] | None = None) -> Reference:
     """Read reference statistics; `kinds`, an extractor's dimensions, are held against the file's."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"reference: there is no file {path}.")
-    if path.suffix.lower() in (".pkl", ".pickle"):
-        raise ValueError(
-            f"reference: {path} is a pickle, and reading one can run any code. Read it once where you trust it and "
-            "save its arrays: numpy.savez('reference.npz', mu=..., sigma=...)."
-        )
-    arrays = _arrays(path)
+    path = trusted(path, "reference")
+    names = {name for _, *pair in PARTS for name in pair} | {"feats"}
+    arrays = read_npz(path, "reference", wanted=names.__contains__)  # `arr_0`, of images, stays in the file
     held: dict[Need, Any] = {}
     for kind, mean, cov in PARTS:
         if mean in arrays and cov in arrays:
@@ -67,19 +60,6 @@ def write_reference(path: str | Path, held: Mapping[Need, Any]) -> None:
         raise ValueError("write_reference: there are no moments of 'pool' or 'spatial' to write.")
     with replacing(Path(path)) as file:
         np.savez(file, **arrays)
-
-
-def _arrays(path):
-    """Read what is not images: `arr_0` stays in the file."""
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            names = {name for _, *pair in PARTS for name in pair} | {"feats"}
-            return {name: archive[name] for name in archive.files if name in names}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f"reference: {path} is not a whole npz file of plain arrays: {error}. A pickle under that name is refused, "
-            "since reading one can run any code: save its arrays with numpy.savez."
-        ) from None
 
 
 def _gaussian(path, mean, cov):

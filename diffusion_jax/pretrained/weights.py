@@ -1,8 +1,8 @@
 """Files of weights, whatever their format: arrays by name."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from diffusion_jax.files import read_npz, trusted
 from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained.torch_file import read_torch
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Read a file of weights by its ending; see READERS."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"weights: there is no file {path}.")
-    if path.suffix.lower() in (".pkl", ".pickle"):
-        raise ValueError(
-            f"weights: {path} is a pickle, and reading one can run any code. If you trust it, read it once where it "
-            "came from and save its arrays as .safetensors or .npz."
-        )
+    path = trusted(path, "weights")
     return lookup(READERS, path.suffix.lower(), "format of weights")(path)
 
 
@@ -45,18 +39,9 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"weights: {path} is not a whole safetensors file: {error}. Download it again.") from None
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an npz file, but no objects."""
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"weights: {path} is not a whole npz file of plain arrays: {error}.") from None
-
-
 READERS = {
     ".safetensors": read_safetensors,
-    ".npz": read_npz,
+    ".npz": partial(read_npz, subject="weights"),
     ".pth": read_torch,
     ".pt": read_torch,
     ".ckpt": read_torch,

@@ -90,14 +90,6 @@ def by_pmap(make_step: Callable[..., Step], mesh: Mesh) -> Parallel:
     return Parallel(run, put_state, put_batch, lambda state: jax.tree.map(lambda leaf: leaf[0], state))
 
 
-def spread(tree: Any, *, whole: bool = False) -> Any:
-    """Split arrays along their first axis over this process's devices if it divides; `whole` puts all on each."""
-    mesh = make_mesh(jax.local_devices())
-    leaves = jax.tree.leaves(tree)
-    even = all(np.ndim(leaf) and np.shape(leaf)[0] % mesh.size == 0 for leaf in leaves)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(DATA) if even and not whole else PartitionSpec()))
-
-
 def _own(tree, sharding):
     """Copy a tree to the devices: the step gives its buffers away, and they must not be the caller's."""
     return jax.device_put(jax.tree.map(jnp.copy, tree), sharding)

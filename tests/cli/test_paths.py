@@ -39,6 +39,7 @@ def test_smoke_from_the_shell(tmp_path):
     assert (workdir / "paths.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_their_number_and_steps_bring_it_to_the_exact_flow(tmp_path):
     results = {}
     for count in (16, 24):

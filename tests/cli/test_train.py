@@ -17,25 +17,16 @@ from diffusion_jax.cli.main import run
 from diffusion_jax.training.logbook import read
 from diffusion_jax.training.loop import PREEMPTED
 from diffusion_jax.workdir import read_config
+from tests.runs import CONFIGS, IMAGES, POINTS, train
 
 ROOT = Path(__file__).parent.parent.parent
-TOY = str(ROOT / "configs" / "toy_2d.py")
-QUICK = str(ROOT / "configs" / "quickstart.py")
-MORE = ("--config.training.tensorboard=False",)
-
-
-def train(workdir, *more, config=f"{TOY}:smoke"):
-    """Run the command in this process and return its exit code."""
-    return run(["train", "--config", config, "--workdir", str(workdir), *MORE, *more])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a small trained run of images by class."""
     workdir = tmp_path_factory.mktemp("quick")
-    assert (
-        run(["train", "--config", f"{QUICK}:smoke", "--workdir", str(workdir), "--config.training.save_every=1"]) == 0
-    )
+    assert train(workdir, *IMAGES, "--config.training.save_every=1", "--config.training.tensorboard=True") == 0
     return workdir
 
 
@@ -76,7 +67,8 @@ def test_a_run_leaves_its_record(trained, capsys):
 
 def test_a_config_comes_back_as_it_was(trained):
     config: Any = read_config(trained)
-    assert config.network.multipliers == (1, 1)
+    assert config.network.size.to_dict() == {"name": "custom", "width": 8, "depth": 1, "heads": 1}
+    assert config.sampling.captions == ("",)
     assert config.to_dict()["transforms"][1] == {"name": "drop_label", "rate": 0.1}
 
 
@@ -106,11 +98,12 @@ def test_sampling_takes_a_class_a_checkpoint_and_another_way(trained, tmp_path):
 
 def test_going_on_is_exact_and_the_record_has_every_step_once(tmp_path):
     """4 steps = 2 steps, another start, 2 steps: every array of the state, bit for bit."""
-    assert train(tmp_path / "whole") == 0
-    assert train(tmp_path / "parts", "--config.training.steps=2") == 0
+    four = (*IMAGES, "--config.training.steps=4")
+    assert train(tmp_path / "whole", *four) == 0
+    assert train(tmp_path / "parts", *IMAGES) == 0
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "loss": 0.0}\n{"step"')  # as a kill would leave it
-    assert train(tmp_path / "parts") == 0
+    assert train(tmp_path / "parts", *four) == 0
     assert final(tmp_path / "whole") == final(tmp_path / "parts")
     records = [
         [(line["step"], line["loss"]) for line in read(tmp_path / name) if "loss" in line]
@@ -122,8 +115,8 @@ def test_going_on_is_exact_and_the_record_has_every_step_once(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_says_that_the_run_can_go_on(tmp_path):
-    command = [sys.executable, "-m", "diffusion_jax", "train", f"--config={TOY}:smoke", f"--workdir={tmp_path}", *MORE]
-    command += ["--config.training.steps=1000000", "--config.training.log_every=1"]
+    command = [sys.executable, "-m", "diffusion_jax", "train", f"--config={CONFIGS}/{POINTS[0]}", *POINTS[1:]]
+    command += [f"--workdir={tmp_path}", "--config.training.steps=1000000", "--config.training.log_every=1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not read(tmp_path) and process.poll() is None:
@@ -136,10 +129,10 @@ def test_sigterm_saves_and_says_that_the_run_can_go_on(tmp_path):
 
 
 def test_another_config_in_the_same_folder_is_refused_with_the_difference(tmp_path, capsys):
-    assert train(tmp_path) == 0
+    assert train(tmp_path, *POINTS) == 0
     before = (tmp_path / "config.json").read_bytes()
     capsys.readouterr()
-    assert train(tmp_path, "--config.training.batch_size=32", "--config.network.width=16") == 2
+    assert train(tmp_path, *POINTS, "--config.training.batch_size=32", "--config.network.width=16") == 2
     said = capsys.readouterr().err
     assert "network.width: 8 there, 16 now; training.batch_size: 16 there, 32 now" in said
     assert (tmp_path / "config.json").read_bytes() == before
@@ -161,7 +154,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_answered_in_one_line_before_anything_is_written(mistake, tmp_path, capsys):
     more, answer = MISTAKES[mistake]
-    assert train(tmp_path / "run", *more) == 2
+    assert train(tmp_path / "run", *POINTS, *more) == 2
     said = capsys.readouterr().err
     assert answer in said
     assert said.startswith("error: ") and said.count("\n") == 1

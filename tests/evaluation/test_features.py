@@ -1,7 +1,6 @@
 """Extractors against other implementations, and where weights are looked for."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from diffusion_jax.naming import choose
 from diffusion_jax.nets.inception import random_weights, widths
 from diffusion_jax.pretrained.clip import load_clip_vision
 from diffusion_jax.pretrained.dinov2 import load_dinov2
-from tests.pretrained.folders import stored, write
+from tests.pretrained.folders import stored, tiny_clip, write
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 24, 3), np.uint8)
 
@@ -46,10 +45,7 @@ def extractor():
 def folders(tmp_path_factory):
     """Write the folders of a tiny CLIP, with a tokenizer, and of a tiny DINOv2."""
     path = tmp_path_factory.mktemp("weights")
-    words = ["a", "b", "a</w>", "b</w>", *(f"word{n}" for n in range(44)), "<|startoftext|>", "<|endoftext|>"]
-    write(path / "clip", *stored("clip_tiny.npz"))
-    (path / "clip" / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
-    (path / "clip" / "merges.txt").write_text("")
+    tiny_clip(path / "clip")
     write(path / "dinov2", *stored("dinov2_tiny.npz", "plain/"))
     return path
 

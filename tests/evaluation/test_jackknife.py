@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.evaluation.features import pixels
-from diffusion_jax.evaluation.jackknife import Groups, evaluate_features, gather, needs_of
+from diffusion_jax.evaluation.jackknife import Groups, Value, evaluate_features, gather, needs_of, over_seeds
 from diffusion_jax.evaluation.metrics import METRICS, MOMENTS, Need
 from diffusion_jax.evaluation.moments import Gaussian
 
@@ -48,6 +48,17 @@ def test_the_mean_has_its_textbook_error():
     means = [groups.held(without=place)[NEED].mean[0] for place in groups.filled]
     error = (len(means) - 1) ** 0.5 * np.std(means)
     assert 0.5 < error / (rows[:, 0].std() / 1000**0.5) < 1.6
+
+
+def test_the_interval_over_seeds_holds_the_mean_as_often_as_it_says():
+    rows = np.random.default_rng(3).normal(2.0, 0.5, (2000, 3))
+    found = [over_seeds([{"fid": Value(one, (0.0, 9.0), "lower")} for one in row])["fid"] for row in rows]
+    np.testing.assert_allclose([value.value for value in found], rows.mean(1), rtol=1e-12)
+    held = np.mean([value.interval[0] < 2 < value.interval[1] for value in found if value.interval])
+    assert abs(held - 0.95) < 3 * (0.95 * 0.05 / 2000) ** 0.5
+    assert "3 seeds" in found[0].method
+    alone = Value(1.0, (0.5, 1.5), "lower")
+    assert over_seeds([{"fid": alone}]) == {"fid": alone}
 
 
 def test_too_few_groups_or_samples_have_no_interval():

@@ -76,7 +76,8 @@ def sampled(schedule, fraction, step, batch, steps=STEPS):
     return float(chain_terms(schedule, estimate, Estimate(x0, eps), x, step, steps=steps).mean())
 
 
-@pytest.mark.parametrize("path", quick(["karras", "betas"], "betas"))
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["karras", "betas"])
 def test_every_term_of_gaussian_data(path, batch):
     for fraction in (0.0, 0.6):
         expected = bound(PATHS[path], fraction)
@@ -90,7 +91,7 @@ def within_chance(got, steps):
     assert abs(float(got) - steps.mean()) < 5 * steps.std() / np.sqrt(BATCH) + 0.01 * abs(steps.mean())
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", quick(["eps", "v"], "v"))
 def test_the_hybrid_loss_is_its_two_parts(prediction, batch):
     """Eq. (1), with L_simple the posterior variance and L_vlb the closed form, its derivative in the fraction too."""
     schedule = PATHS["betas"]

@@ -99,6 +99,7 @@ def test_computing_again_keeps_less_and_changes_nothing(kind, remat):
     assert kept >= slopes(kind, "blocks")[1]
 
 
+@pytest.mark.slow
 def test_parameters_have_the_law_and_the_places_of_ordinary_initialisation():
     module = build("dit", size={"name": "custom", "width": 32, "depth": 2, "heads": 2})
     ours = initialize(module, jax.random.key(3), inputs("dit"))

@@ -19,6 +19,15 @@ def stored(name: str, prefix: str = "") -> tuple[dict[str, Any], dict[str, np.nd
         return json.loads(str(file[f"{prefix}config"])), weights
 
 
+def tiny_clip(folder: Path) -> Path:
+    """Write a tiny CLIP with a tokenizer of the letters a and b."""
+    words = ["a", "b", "a</w>", "b</w>", *(f"word{n}" for n in range(44)), "<|startoftext|>", "<|endoftext|>"]
+    write(folder, *stored("clip_tiny.npz"))
+    (folder / "vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("")
+    return folder
+
+
 def write(folder: Path, config: dict[str, Any], weights: dict[str, Any], name: str = "model.safetensors") -> Path:
     """Write a folder as transformers does."""
     folder.mkdir(parents=True, exist_ok=True)

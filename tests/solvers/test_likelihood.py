@@ -49,6 +49,7 @@ def test_mixture_within_the_promise(path, steps):
     assert abs(np.mean(found - truth)) / 2 < 0.002
 
 
+@pytest.mark.slow
 def test_hutchinson_is_unbiased():
     data = two_dimensional()["mixture"]
     x0 = data.draw(KEY, 8)
@@ -60,6 +61,7 @@ def test_hutchinson_is_unbiased():
     assert np.any(spread > 0.01)  # otherwise there was nothing to estimate
 
 
+@pytest.mark.slow
 def test_fourth_order(x64):
     data = two_dimensional()["mixture"]
     x0 = data.draw(KEY, 16)
@@ -75,6 +77,7 @@ def test_an_example_does_not_depend_on_its_batch():
     np.testing.assert_allclose(run(x0, jnp.arange(6))[4:], run(x0[4:], jnp.arange(4, 6)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_images_are_flattened_rightly(x64):
     data = gaussian(jnp.zeros(12), jnp.full(12, 0.5))
     x0 = data.draw(KEY, 3)
