@@ -59,7 +59,8 @@ def get_training(mode: str = "") -> Any:
     config.training.wandb = ""  # the project of weights and biases to tell as well
 
     config.evaluation = ConfigDict()  # while training; see `python -m diffusion_jax evaluate --help`
-    config.evaluation.every = 0  # steps; 0 never does
+    config.evaluation.every = 0  # steps; 0 measures at no step, and at the end only if there are settings
+    config.evaluation.settings = ()  # of sampling, to measure under each, as ({'steps': 5}, {'steps': 10})
     config.evaluation.metrics = ("fid",)
     config.evaluation.samples = 10_000
     config.evaluation.reference = ""  # the data trained on

@@ -52,6 +52,6 @@ def get_config(mode: str = "") -> Any:
     config.sampling.count = 96
     config.sampling.batch_size = 96
     if mode == "smoke":
-        base.shrink(config, width=8, multipliers=(1, 1), depth=1, attention=(8,), groups=4)
+        base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,), groups=4)
         config.data = {"name": "shapes", "side": 16, "entries": ("x", "caption")}
     return config.lock()

@@ -45,5 +45,5 @@ def get_config(mode: str = "") -> Any:
     config.sampling.solver = {"name": "ddpm", "variance": "fixed_large"}
     config.sampling.threshold = {"name": "static", "limit": 1.0}
     if mode == "smoke":
-        base.shrink(config, width=8, multipliers=(1, 1), depth=1, attention=(8,), groups=4)
+        base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,), groups=4)
     return config.lock()

@@ -43,5 +43,5 @@ def get_config(mode: str = "") -> Any:
     config.sampling.steps = 1000
     config.sampling.solver = {"name": "euler_maruyama", "diffusion": "reverse_sde"}
     if mode == "smoke":
-        base.shrink(config, width=8, multipliers=(1, 1), depth=1, attention=(8,), groups=4)
+        base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,), groups=4)
     return config.lock()

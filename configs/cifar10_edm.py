@@ -55,6 +55,6 @@ def get_config(mode: str = "") -> Any:
     config.sampling.steps = 18
     config.sampling.solver = {"name": "edm"}
     if mode == "smoke":
-        base.shrink(config, width=8, multipliers=(1, 1), depth=1, attention=(8,), groups=4)
+        base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,), groups=4)
         config.training.workers = 0
     return config.lock()

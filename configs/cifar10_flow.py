@@ -30,6 +30,7 @@ def get_config(mode: str = "") -> Any:
         "dropout": 0.15,
         "groups": 32,
         "time": {"name": "positional", "time_scale": 999.0},
+        "dtype": "float32",
     }
     config.training.steps = 1_300_000
     config.training.batch_size = 128
@@ -42,6 +43,6 @@ def get_config(mode: str = "") -> Any:
     config.sampling.solver = {"name": "adaptive", "method": "Dopri5", "rtol": 1e-5, "atol": 1e-5}
     config.sampling.steps = 1  # between which the solver chooses its own
     if mode == "smoke":
-        base.shrink(config, width=8, multipliers=(1, 1), depth=1, attention=(8,), groups=4)
+        base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,), groups=4)
         config.sampling.solver = {"name": "adaptive", "method": "Dopri5", "rtol": 0.1, "atol": 0.1}
     return config.lock()

@@ -27,6 +27,7 @@ def get_config(mode: str = "") -> Any:
         "attention": (4,),
         "groups": 8,
         "tell": "scale_shift",
+        "dtype": "float32",
     }
     config.training.steps = 400
     config.training.batch_size = 64
@@ -42,6 +43,6 @@ def get_config(mode: str = "") -> Any:
     config.sampling.batch_size = 96
     if mode == "smoke":
         config.training.steps, config.training.batch_size, config.training.log_every = 2, 8, 1
-        config.network = {"name": "unet", "width": 8, "multipliers": (1, 1), "depth": 1, "attention": (), "groups": 4}
+        config.network.update(width=8, multipliers=(1, 1), attention=(), groups=4)
         config.sampling.count, config.sampling.batch_size, config.sampling.steps = 12, 12, 2
     return config.lock()

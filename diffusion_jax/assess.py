@@ -157,7 +157,7 @@ def prepare_model(
     def of_set(model, side):
         """Measure one set of samples."""
         if not _draws_images(model):  # points, which are few bytes, and of which no features are known
-            return exact(model, draw(model, count=request.samples), of_samples) if of_samples else {}
+            return exact(model, draw(model, count=request.samples, compiled=compiled), of_samples) if of_samples else {}
         batches = kept(model, folder, request.samples, compiled=compiled)
         if of_samples:
             batches = list(batches)

@@ -30,7 +30,7 @@ def trusted(path: str | Path, subject: str) -> Path:
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise ValueError(
             f"{subject}: {path} is a pickle, and reading one can run any code. If you trust it, read it once where it "
-            "came from and save its arrays: numpy.savez('arrays.npz', **arrays)."
+            "came from and save its arrays, with numpy.savez or as safetensors."
         )
     return path
 

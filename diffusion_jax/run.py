@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 
 from diffusion_jax import workdir
-from diffusion_jax.assess import Question, make_request, prepare_model, prepare_reference
+from diffusion_jax.assess import Question, make_request
 from diffusion_jax.data.density import Density
 from diffusion_jax.experiment import (
     Training,
@@ -19,6 +19,7 @@ from diffusion_jax.experiment import (
 )
 from diffusion_jax.nets.network import count
 from diffusion_jax.samples import draw, picture
+from diffusion_jax.sweep import prepare_settings, under
 from diffusion_jax.trained import Trained, post_hoc_width
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.logbook import Logbook
@@ -36,8 +37,9 @@ class Run(NamedTuple):
     folder: Path
     training: Training
     parallel: Parallel
-    sampler: Callable
+    compiled: dict[str, Any]  # its sampling programs
     answer: Callable | None  # what measures a model, where the config asks for it
+    held: TextIO | None  # the folder is this run's until it is closed; the first host holds it for all
 
 
 def prepare(config: Any, folder: Path) -> Run:
@@ -51,15 +53,16 @@ def prepare(config: Any, folder: Path) -> Run:
             f"config.training.batch_size is {part.batch_size}; {devices} devices and {part.parts} parts must share it "
             f"evenly, so make it a multiple of {devices * part.parts}."
         )
-    sampler = make_sampler(config, training.model, training.batches.info)
+    make_sampler(config, training.model, training.batches.info)  # says its errors
     post_hoc_width(config)
     make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
     if part.mapping == "pmap" and config.loss.get("times", {}).get("name") == "loss_adaptive":
         raise ValueError("loss-adaptive times remember the whole batch, which pmap never sees; take mapping=jit.")
     parallel = parallelize(make_step, make_mesh(), mapping=part.mapping)
-    answer = _prepare_evaluation(config, folder, training)
-    workdir.open_workdir(folder, config)
-    return Run(config, folder, training, parallel, sampler, answer)
+    compiled: dict[str, Any] = {}
+    answer = _prepare_evaluation(config, folder, training, compiled)
+    held = workdir.open_workdir(folder, config) if jax.process_index() == 0 else None
+    return Run(config, folder, training, parallel, compiled, answer, held)
 
 
 def carry_out(run: Run) -> dict[str, float]:
@@ -102,22 +105,32 @@ def carry_out(run: Run) -> dict[str, float]:
         )
     if part.sample_every:
         hooks.append(Hook(part.sample_every, lambda state, step: _show(run, state, step, logbook), last=False))
-    if run.answer is not None and jax.process_index() == 0:
-        hooks.append(Hook(config.evaluation.every, lambda state, step: _evaluate(run, state, step, logbook)))
+    if run.answer is not None and config.evaluation.every:
+        evaluate = partial(_evaluate, run, logbook=logbook)
+        hooks.append(Hook(config.evaluation.every, evaluate, last=False))
     plan = Plan(part.steps, part.log_every, part.most_in_a_row, training.rate)
     try:
         state = train(state, parallel, batches, plan, logbook, save=save, hooks=hooks)
-        return _show(run, state, part.steps, logbook, thorough=True)
+        found = _show(run, state, part.steps, logbook, thorough=run.answer is None)
+        if run.answer is not None:
+            _evaluate(run, state, part.steps, logbook)
+        if jax.process_index() == 0:
+            workdir.note_end(run.folder, part.steps, config)
+        return found
     finally:
         batches.close()
         checkpoints.close()
         logbook.close()
+        if run.held is not None:
+            run.held.close()
 
 
 def _show(run, state, step, logbook, *, thorough=False):
-    """Sample, keep the picture, and measure what can be measured."""
+    """Sample, keep the picture, and measure what can be measured; one host does."""
+    if jax.process_index():
+        return {}
     training, model = run.training, _sampled(run, state, step)
-    drawn = draw(model, sampler=run.sampler)
+    drawn = draw(model, compiled=run.compiled)
     logbook.picture(step, "samples", picture(drawn, model.info, source=training.source))
     found = judge(training.source, drawn)
     if thorough and isinstance(training.source, Density) and not training.model.classes:
@@ -127,30 +140,41 @@ def _show(run, state, step, logbook, *, thorough=False):
     return found
 
 
-def _prepare_evaluation(config, folder, training):
-    """Return what measures a model every so many steps, or None; mistakes are said here."""
+def _prepare_evaluation(config, folder, training, compiled):
+    """Return what measures a model every so many steps and at the end, or None; mistakes are said here."""
     asked = config.evaluation
-    if not asked.every:
+    at_least(asked, "every", 0, under="evaluation.")
+    if not asked.every and not asked.settings:
         return None
-    at_least(asked, "every", 1, under="evaluation.")
     request = make_request(Question(metrics=asked.metrics, features=asked.features, samples=asked.samples))
     model = Trained(config, training.model, None, 0, _named(training))
-    return prepare_model(model, folder, request, prepare_reference(model, request, asked.reference))
+    models = under(model, asked.settings or ({},))
+    for one in models:
+        if post_hoc_width(one.config) is not None:
+            raise ValueError(
+                f"config.evaluation measures while training, and {one.config.sampling.average} is the width of a "
+                "post-hoc average, known afterwards. Measure it then: `sweep --over average=...`."
+            )
+    return prepare_settings(models, folder, request, reference=asked.reference, compiled=compiled)
 
 
 def _evaluate(run, state, step, logbook):
-    """Measure the model at hand and note the values; its cards go to the run's folder."""
-    assert run.answer is not None
-    values = run.answer(_sampled(run, state, step)).values
-    logbook.scalars(step, {f"evaluation/{name}": value for name, value in values.items()})
+    """Measure the model at hand under each setting and note the values; one host does, and keeps the cards."""
+    if jax.process_index():
+        return
+    sets = run.answer(lambda model: _sampled(run, state, step, model.config))
+    for setting, cards in zip(run.config.evaluation.settings or ({},), sets, strict=True):
+        where = "".join(f"{key}={value}/" for key, value in setting.items())
+        logbook.scalars(step, {f"evaluation/{where}{name}": value for name, value in cards.values.items()})
 
 
-def _sampled(run, state, step):
+def _sampled(run, state, step, config=None):
     """Return the model that is sampled, with its parameters on one device."""
+    config = run.config if config is None else config
     state = run.parallel.get_state(state)
-    average = "params" if post_hoc_width(run.config) is not None else run.config.sampling.average  # no snapshots yet
-    params = jax.device_put(state.params if average == "params" else state.averages[average], jax.devices()[0])
-    return Trained(run.config, run.training.model, params, step, _named(run.training))
+    average = "params" if post_hoc_width(config) is not None else config.sampling.average  # no snapshots yet
+    params = jax.device_put(state.params if average == "params" else state.averages[average], jax.local_devices()[0])
+    return Trained(config, run.training.model, params, step, _named(run.training))
 
 
 def _named(training):

@@ -3,7 +3,7 @@
 Sample i depends on the seed and on i alone. Those that metrics need are kept in the run's folder, and not drawn twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +34,15 @@ class Drawn(NamedTuple):
     captions: list[str] | None = None
 
 
-def draw(model: Trained, *, count: int | None = None, sampler: Callable | None = None) -> Drawn:
-    """Draw `count` samples, by default `sampling.count`; sample i is the same in any batch size."""
+def draw(model: Trained, *, count: int | None = None, compiled: dict[str, Any] | None = None) -> Drawn:
+    """Draw `count` samples, by default `sampling.count`; sample i is the same in any batch size.
+
+    `compiled` is that of `make_sampler`.
+    """
     part = model.config["sampling"]
     total = part["count"] if count is None else count
     size = min(part["batch_size"], total)
-    sampler = sampler or make_sampler(model.config, model.model, model.info)
+    sampler = make_sampler(model.config, model.model, model.info, compiled=compiled)
     samples = []
     for first in range(0, total, size):
         indices = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is filled up

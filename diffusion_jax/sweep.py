@@ -2,16 +2,18 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from diffusion_jax.assess import Question, make_request, prepare_model, prepare_reference
+from diffusion_jax.assess import Question, Request, make_request, prepare_model, prepare_reference
+from diffusion_jax.config import changed
 from diffusion_jax.evaluation.card import Cards
-from diffusion_jax.naming import suggestion
-from diffusion_jax.trained import blank, load
-from diffusion_jax.workdir import read_config
+from diffusion_jax.trained import Trained, blank, load
+
+Filled = Callable[[Trained], Trained]
+"""What gives a model without parameters those that its config's `sampling.average` names."""
 
 
 def sweep(question: Question, over: Mapping[str, Sequence[Any]]) -> list[Cards]:
@@ -22,28 +24,61 @@ def sweep(question: Question, over: Mapping[str, Sequence[Any]]) -> list[Cards]:
 def prepare(question: Question, over: Mapping[str, Sequence[Any]]) -> Callable[[], list[Cards]]:
     """Check every combination of values of a run's `sampling`; return the job that measures one checkpoint under each.
 
-    `over` names dotted keys of `sampling`, such as `steps`, `solver` or `guidance.scale`, and their values. Only what
-    changes shapes or the solver is compiled anew, and a reference is read or made once.
+    `over` names dotted keys of `sampling`, such as `steps`, `solver` or `guidance.scale`, and their values.
     """
     if question.workdir is None:
         raise ValueError("sweep: give a run's folder; there is nothing to vary about images.")
-    folder, compiled = question.workdir, {}  # compiled programs, which settings share
-    config: Any = read_config(folder)
-    sampling = config.sampling if question.sampling is None else question.sampling
-    request = make_request(question)
-    settings = [changed(sampling, dict(zip(over, values, strict=True))) for values in combinations(over)]
-    blanks = [blank(folder, sampling=setting) for setting in settings]
-    make_side = prepare_reference(blanks[0], request, question.reference)
-    answers = [prepare_model(model, folder, request, make_side, compiled=compiled) for model in blanks]
+    folder = question.workdir
+    settings = [dict(zip(over, values, strict=True)) for values in combinations(over)]
+    models = under(blank(folder, sampling=question.sampling), settings)
+    answer = prepare_settings(models, folder, make_request(question), reference=question.reference)
 
     def job():
-        held = load(folder, sampling=settings[0], step=question.step)
-        found = []
-        for model, answer in zip(tqdm(blanks, desc="sweep", unit="setting"), answers, strict=True):
-            if model.config.sampling.average != held.config.sampling.average:
-                held = load(folder, sampling=model.config.sampling, step=question.step)
-            found.append(answer(model._replace(params=held.params, step=held.step)))
-        return found
+        held: dict[Any, Trained] = {}
+
+        def filled(model):
+            average = model.config.sampling.average
+            if average not in held:
+                held.clear()  # one set of parameters at a time
+                held[average] = load(folder, sampling=model.config.sampling, step=question.step)
+            return model._replace(params=held[average].params, step=held[average].step)
+
+        return answer(filled)
+
+    return job
+
+
+def under(model: Trained, settings: Sequence[Mapping[str, Any]]) -> list[Trained]:
+    """Return a model under each of some settings, which are values of its `sampling` by dotted key."""
+    models = []
+    for setting in settings:
+        config = model.config.copy_and_resolve_references().unlock()
+        config.sampling = changed(config.sampling, setting, what="sampling")
+        models.append(model._replace(config=config.lock()))
+    return models
+
+
+def prepare_settings(
+    models: Sequence[Trained],
+    folder: Path,
+    request: Request,
+    *,
+    reference: str = "",
+    compiled: dict[str, Any] | None = None,
+) -> Callable[[Filled], list[Cards]]:
+    """Check that one model can be measured under each of its settings; return the job.
+
+    Only what changes shapes or the solver is compiled anew, and a reference is read or made once; `compiled` is that
+    of `make_sampler`.
+    """
+    compiled = {} if compiled is None else compiled
+    make_side = prepare_reference(models[0], request, reference)
+    answers = [prepare_model(model, folder, request, make_side, compiled=compiled) for model in models]
+
+    def job(filled):
+        pairs = zip(models, answers, strict=True)
+        shown = tqdm(pairs, desc="settings", unit="setting", total=len(models), disable=len(models) == 1)
+        return [answer(filled(model)) for model, answer in shown]
 
     return job
 
@@ -51,23 +86,3 @@ def prepare(question: Question, over: Mapping[str, Sequence[Any]]) -> Callable[[
 def combinations(over: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
     """Return every combination of values, in the order in which a sweep measures them."""
     return list(itertools.product(*over.values()))
-
-
-def changed(sampling: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """Return a copy of `sampling` with other values by dotted key; a key that is not there is refused."""
-    copy: Any = sampling.copy_and_resolve_references().unlock()
-    for key, value in values.items():
-        *path, last = key.split(".")
-        here: Any = copy
-        for name in path:
-            here = _entry_of(here, name, key)
-        entry = _entry_of(here, last, key)
-        here[last] = {"name": value} if isinstance(entry, ConfigDict) and isinstance(value, str) else value
-    return copy.lock()
-
-
-def _entry_of(here, name, key):
-    if not isinstance(here, ConfigDict) or name not in here:
-        known = sorted(here) if isinstance(here, ConfigDict) else []
-        raise ValueError(f"sampling has no '{key}'.{suggestion(name, known)} There it has: {', '.join(known)}.")
-    return here[name]

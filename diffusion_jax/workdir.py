@@ -3,8 +3,10 @@
 config.json   the whole config           run.json    command, versions, commit, devices, one entry a start
 data.json     what the data are like     parameters.txt   every parameter's shape
 metrics.jsonl, events/, pictures/        the record          checkpoints/, profiles/   to go on from
+evaluations/, generated/                 cards, samples      finished.json   the last step, once all is done
 """
 
+import fcntl
 import importlib.metadata
 import json
 import platform
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
@@ -34,13 +36,41 @@ FREE = {
 }  # fmt: skip
 
 
-def open_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder of a run, or refuse one that holds the run of another config, showing the difference."""
-    known = workdir / "config.json"
-    if known.exists():
-        _check_same(workdir, json.loads(known.read_text(encoding="utf-8")), plain(config))
+def open_workdir(workdir: Path, config: ConfigDict) -> TextIO:
+    """Make the folder of a run and take it, until the file returned is closed or the process ends, however it does.
+
+    A folder that holds the run of another config is refused, with the difference, and so is one that is in use.
+    """
+    differences = config_differences(workdir, config)
+    if differences:
+        raise ValueError(
+            f"{workdir} holds the run of another config; {'; '.join(differences)}. Give another --workdir, or the old "
+            "values."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(known, plain(config))
+    held = (workdir / "in_use").open("w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held.close()
+        raise ValueError(
+            f"{workdir} is in use by another process; wait until that has ended, or give another --workdir."
+        ) from None
+    write_json(workdir / "config.json", plain(config))
+    return held
+
+
+def config_differences(workdir: Path, config: ConfigDict) -> list[str]:
+    """Say what keeps the run of a folder, if it holds one, from being that of the config."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return []
+    changes = _changes(json.loads(path.read_text(encoding="utf-8")), plain(config), "")
+    return [
+        f"{key}: {old!r} there, {new!r} now"
+        for key, (old, new) in sorted(changes.items())
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
 
 
 def note_start(workdir: Path, step: int) -> None:
@@ -58,6 +88,20 @@ def note_start(workdir: Path, step: int) -> None:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} hosts",
     }
     write_json(path, [*starts, here])
+
+
+def note_end(workdir: Path, step: int, config: ConfigDict) -> None:
+    """Note that a run has come to its last step and was measured there as its config says."""
+    write_json(workdir / "finished.json", {"step": step, "evaluation": plain(config.evaluation)})
+
+
+def finished(workdir: Path, config: ConfigDict) -> bool:
+    """Say whether the folder holds a run that has done all that the config asks."""
+    path = workdir / "finished.json"
+    if not path.exists():
+        return False
+    done = json.loads(path.read_text(encoding="utf-8"))
+    return done["step"] == config.training.steps and done["evaluation"] == plain(config.evaluation)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -99,21 +143,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or as it was."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
-
-
-def _check_same(workdir, before, now):
-    differences = [
-        f"{key}: {old!r} there, {new!r} now"
-        for key, (old, new) in sorted(_changes(before, now, "").items())
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
-    ]
-    if differences:
-        raise ValueError(
-            f"{workdir} holds the run of another config; "
-            + "; ".join(differences)
-            + ". Give another --workdir, or the "
-            "old values."
-        )
 
 
 def _changes(before, now, under):

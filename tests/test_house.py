@@ -16,7 +16,7 @@ PACKAGE = ROOT / "diffusion_jax"
 MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
-ABOVE = {"assess", "experiment", "plots", "samples", "sides", "trained", "truth", "workdir"}
+ABOVE = {"assess", "config", "experiment", "plots", "samples", "sides", "trained", "truth", "workdir"}
 
 # Who may import whom: a room, or a file of the first level. `types`, `naming`, `files` and `devices` are everybody's;
 # `types` and `devices` load JAX, which data must not.
@@ -38,17 +38,18 @@ MAY_IMPORT = {
     "data": set(),
     "plots": set(),
     "experiment": EVERY_ROOM,
+    "config": set(),
     "workdir": set(),
     "trained": EVERY_ROOM | {"experiment", "workdir"},
     "samples": EVERY_ROOM | {"experiment", "plots", "trained", "workdir"},
     "truth": EVERY_ROOM | {"experiment", "samples", "trained"},
     "sides": EVERY_ROOM | {"samples", "trained", "workdir"},
     "assess": EVERY_ROOM | {"experiment", "samples", "sides", "trained", "truth", "workdir"},
-    "sweep": EVERY_ROOM | {"assess", "trained", "workdir"},
+    "sweep": EVERY_ROOM | {"assess", "config", "trained"},
     "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir"},
-    "run": EVERY_ROOM | {"assess", "experiment", "plots", "samples", "trained", "truth", "workdir"},
-    "ablation": EVERY_ROOM | ABOVE | {"run"},
-    "launch": EVERY_ROOM | {"experiment", "workdir"},
+    "run": EVERY_ROOM | {"assess", "experiment", "plots", "samples", "sweep", "trained", "truth", "workdir"},
+    "ablation": EVERY_ROOM | ABOVE | {"launch", "sweep"},
+    "launch": EVERY_ROOM | {"config", "experiment", "workdir"},
     "cli": EVERY_ROOM | ABOVE | {"bits", "run", "sweep", "ablation", "launch"},
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,

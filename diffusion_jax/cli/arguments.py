@@ -8,15 +8,14 @@ as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine
 
 import ast
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from runpy import run_path
 from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from diffusion_jax.config import load_config
 from diffusion_jax.naming import suggestion
 from diffusion_jax.workdir import read_config
 
@@ -42,7 +41,7 @@ def read(argv: Sequence[str]) -> Arguments:
     source, argv = _take_config(list(argv))
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
-    _parse(values, load(source), argv)
+    _parse(values, load_config(source), argv)
     if not values.workdir:
         raise ValueError("where should the results go? Give --workdir, as in --workdir runs/toy.")
     if Path(values.workdir).exists() and not Path(values.workdir).is_dir():
@@ -99,6 +98,52 @@ def read_likelihood(argv: Sequence[str]) -> dict[str, Any]:
     return {"workdir": workdir, "sampling": values.config, **given}
 
 
+def read_report(argv: Sequence[str]) -> dict[str, Any]:
+    """Read the command line of `report`: folders after --workdirs, and what goes with them, by keyword."""
+    argv, folders = _take_many(list(argv), "workdirs")
+    values = flags.FlagValues()
+    for name in ("out", "baseline"):
+        flags.DEFINE_string(name, "", name, flag_values=values)
+    for name in ("cumulative", "force"):
+        flags.DEFINE_boolean(name, False, name, flag_values=values)
+    _parse(values, ConfigDict(), argv)
+    if not folders:
+        raise ValueError("which runs? Give --workdirs, as in --workdirs runs/a runs/b.")
+    # What a shell's * finds beside the runs is left.
+    workdirs = [path for path in map(Path, folders) if (path / "config.json").exists() or not path.exists()]
+    given = {name: values[name].value for name in ("baseline", "cumulative", "force")}
+    return {"workdirs": workdirs, "out": Path(str(values.out or Path(folders[0]).parent)), **given}
+
+
+def read_ablation(argv: Sequence[str]) -> dict[str, Any]:
+    """Read the command line of an ablation: its file, and how to carry it out, by keyword."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("backend", "local", "where the runs run", flag_values=values)
+    flags.DEFINE_string("out", None, "folder of the runs", flag_values=values)
+    flags.DEFINE_integer("parallel", 1, "runs at a time", flag_values=values)
+    source, *rest = argv
+    _parse(values, ConfigDict(), rest)
+    name = Path(source.partition(":")[0]).stem
+    out = Path(str(values.out or Path("runs") / name))
+    return {"source": source, "out": out, "backend": values.backend, "parallel": values.parallel}
+
+
+def _take_many(argv, name):
+    """Split --name and the words after it, up to the next option, off the command line."""
+    rest, taken, taking = [], [], False
+    for argument in argv:
+        option, _, value = argument.partition("=")
+        if option in (f"--{name}", f"-{name}"):
+            taking = True
+            taken += [value] if value else []
+        elif argument.startswith("-") or not taking:
+            taking = False
+            rest.append(argument)
+        else:
+            taken.append(argument)
+    return rest, taken
+
+
 def _workdir_of(argv):
     """Return the folder that --workdir names, before the rest can be read."""
     given = re.findall(r"(?:^|\0)--?workdir[=\0]([^\0]+)", "\0".join(argv))
@@ -136,23 +181,6 @@ def _parse(values, config, argv):
     extra = values(["diffusion_jax", *argv])[1:]
     if extra:
         raise ValueError(f"cannot place the argument '{extra[0]}'; options start with --, as in --config.seed=1.")
-
-
-def load(source: str) -> ConfigDict:
-    """Return the locked config that a file's `get_config` makes; `source` is its path, with an optional `:mode`."""
-    name, _, mode = source.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        known = sorted(str(other) for other in Path("configs").glob("*.py") if other.stem != "base")
-        there = f" In configs/: {', '.join(known)}." if known else ""
-        raise ValueError(f"no config file at {name}.{suggestion(name, known) or there}")
-    root = next((folder for folder in path.resolve().parents if (folder / "configs" / "base.py").is_file()), None)
-    if root and str(root) not in sys.path:
-        sys.path.insert(0, str(root))  # configs import configs.base, wherever the command is given
-    made = run_path(str(path)).get("get_config")
-    if made is None:
-        raise ValueError(f"{name} has no function get_config(mode), so it is no config.")
-    return made(mode).lock()
 
 
 def _take_config(argv):

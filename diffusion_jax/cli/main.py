@@ -52,6 +52,7 @@ COMMANDS = {
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",
     "likelihood": "measure the bits per dimension of a trained model on data",
-    "sweep": "measure a trained model under many ways of sampling it",
+    "sweep": "carry out an ablation, or measure a trained model under many ways of sampling it",
+    "report": "put what some runs measured into one table and one page",
     "paths": "draw from data whose diffusion is known exactly, measure the error, and picture the paths",
 }

@@ -1,4 +1,12 @@
-"""Measure one checkpoint under many settings of its sampling.
+"""Carry out an ablation, or measure one checkpoint under many settings of its sampling.
+
+    python -m diffusion_jax sweep experiments/ablations/schedules.py --backend local --parallel 2
+
+runs every arm of the file that is not done yet and writes a report: see `report --help`.
+
+--out DIR              where the runs go, a folder each, and the report; by default runs/NAME
+--backend local        processes on this machine
+--parallel N           so many runs at a time
 
     python -m diffusion_jax sweep --workdir runs/quickstart --over steps=5,10,20 --over guidance.scale=1,2,3 \\
         --metrics fid,agreement --samples 1000 --features pixels
@@ -15,29 +23,63 @@ shows the first metric against the first key, a line for every combination of th
 
 import ast
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from diffusion_jax import plots, sweep
+from diffusion_jax.ablation import carry_out, question, report
 from diffusion_jax.assess import Question
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.card import table, write_cards
 from diffusion_jax.files import replacing
+from diffusion_jax.launch.local import run_all
+from diffusion_jax.naming import lookup
+from diffusion_jax.workdir import finished
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request; return the job."""
+    if argv and not argv[0].startswith("-"):
+        return _prepare_ablation(**arguments.read_ablation(argv))
     argv, over = _take_over(list(argv))
     given, out = arguments.read_evaluation(argv)
-    question = Question(**given)
-    job = sweep.prepare(question, over)
+    asked = Question(**given)
+    job = sweep.prepare(asked, over)
 
     def answer():
-        _tell(job(), over, out or Path(str(question.workdir)) / "sweeps")
+        _tell(job(), over, out or Path(str(asked.workdir)) / "sweeps")
 
     return answer
+
+
+def _prepare_ablation(source, out, backend, parallel):
+    """Check every arm of an ablation; return the job that runs them and reports."""
+    ablation = question.load_ablation(source)
+    runs = question.runs_of(ablation, out)
+    start = partial(lookup(BACKENDS, backend, "backend"), parallel=parallel)
+    waiting, twins = carry_out.waiting(runs), question.twins(runs)
+
+    def job():
+        print(f"{len(runs)} runs, of which {len(waiting)} are to be done")
+        for twin in twins:
+            print(f"note: {twin}")
+        carry_out.note_question(out, ablation.question, source, twins)
+        outcome = carry_out.carry_out(runs, start)
+        for ended in outcome.failed:
+            print(f"\n{ended.job.name} failed with exit code {ended.code}; its log.txt ends:\n{ended.said}")
+        done = [run.job.workdir for run in runs if finished(run.job.workdir, run.config)]
+        if done:
+            made = report.prepare(done, out)
+            print(f"{made.table}\nwrote {made.write()}")
+        if outcome.failed:
+            raise SystemExit(
+                f"error: {len(outcome.failed)} of {outcome.total} runs failed; the same command tries again."
+            )
+
+    return job
 
 
 def _tell(sets, over, out):
@@ -84,3 +126,6 @@ def _value(text):
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+
+
+BACKENDS = {"local": run_all}

@@ -121,15 +121,15 @@ def over_seeds(sets: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
     found = {}
     for name, one in sets[0].items():
         values = np.array([values[name].value for values in sets])
-        mean, away = float(values.mean()), _student(values)
+        mean, away = float(values.mean()), student(values)
         found[name] = one._replace(
             value=mean, interval=(mean - away, mean + away), method=f"95 %, Student's t over {len(sets)} seeds"
         )
     return found
 
 
-def _student(values):
-    """Return half the width of an interval that holds the mean with a probability of 95 %."""
+def student(values: np.ndarray) -> float:
+    """Return half the width of the interval of Eq. (2), which holds the mean with a probability of 95 %."""
     n = len(values)
     return float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / n**0.5)
 

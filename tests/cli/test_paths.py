@@ -143,7 +143,8 @@ def test_help_teaches(capsys):
 def test_help_on_a_command_teaches(command, capsys):
     assert run([command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("--config.", "--workdir", f"python -m diffusion_jax {command}"))
+    assert "--workdir" in said and f"python -m diffusion_jax {command}" in said
+    assert "--config." in said or command == "report"  # which changes no run
 
 
 def test_entries_are_replaced_whole_or_in_part():

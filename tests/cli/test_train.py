@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.cli.main import run
+from diffusion_jax.config import load_config
 from diffusion_jax.training.logbook import read
 from diffusion_jax.training.loop import PREEMPTED
-from diffusion_jax.workdir import read_config
+from diffusion_jax.workdir import open_workdir, read_config
 from tests.runs import CONFIGS, IMAGES, POINTS, train
 
 ROOT = Path(__file__).parent.parent.parent
@@ -136,6 +137,15 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(tmp_pa
     said = capsys.readouterr().err
     assert "network.width: 8 there, 16 now; training.batch_size: 16 there, 32 now" in said
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path, capsys):
+    config = load_config(f"{CONFIGS / 'toy_2d.py'}:smoke")
+    first = open_workdir(tmp_path / "run", config)
+    assert train(tmp_path / "run", "toy_2d.py:smoke", "--config.training.tensorboard=True") == 2
+    assert "is in use by another process; wait" in capsys.readouterr().err
+    first.close()
+    open_workdir(tmp_path / "run", config).close()
 
 
 MISTAKES = {

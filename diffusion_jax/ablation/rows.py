@@ -1,0 +1,119 @@
+"""What some runs measured: a row for each run, seed, checkpoint, average, way of sampling and metric."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_jax.evaluation.card import Card, read_cards
+from diffusion_jax.workdir import FREE, plain, read_config
+
+# Of a card's origin, what tells one way of sampling from another.
+WAYS = ("step", "average", "precision", "solver", "grid", "evaluations", "guidance", "threshold", "returned", "label")
+
+
+class Row(NamedTuple):
+    """One value: the run's folder and seed, what tells its arm from the others, by name, and its card."""
+
+    workdir: Path
+    seed: int
+    arm: Mapping[str, str]
+    card: Card
+
+
+def read_rows(workdirs: Iterable[Path]) -> list[Row]:
+    """Read the cards of some runs; an arm is named by what differs among the runs and their ways of sampling."""
+    held: list[tuple[Path, dict[str, Any], list[Card]]] = []
+    for workdir in workdirs:
+        cards = [card for path in sorted((workdir / "evaluations").glob("*.json")) for card in read_cards(path)]
+        held.append((workdir, plain(read_config(workdir)), cards))
+    if not any(cards for _, _, cards in held):
+        where = ", ".join(str(workdir) for workdir, *_ in held) or "no folder"
+        raise ValueError(f"report: there are no cards in {where}; evaluate the runs first.")
+    configs = [_entries(config) for _, config, _ in held]
+    trained = _telling(configs)
+    ways = _telling([_way(card) for _, _, cards in held for card in cards])
+    found = []
+    for (workdir, config, cards), entries in zip(held, configs, strict=True):
+        for card in cards:
+            way = _way(card)
+            arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
+            arm |= {key: shown(way.get(key), ()) for key in ways}
+            found.append(Row(workdir, config["seed"], arm, card))
+    return _newest(found)
+
+
+def arms_of(rows: Sequence[Row]) -> list[Mapping[str, str]]:
+    """Return the different arms, in the order in which they come."""
+    found: list[Mapping[str, str]] = []
+    for row in rows:
+        if row.arm not in found:
+            found.append(row.arm)
+    return found
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """Return the metrics, in the order in which they come."""
+    return list(dict.fromkeys(row.card.metric for row in rows))
+
+
+def name_of(arm: Mapping[str, str]) -> str:
+    """Name an arm in a line."""
+    return ", ".join(f"{key} {value}" for key, value in arm.items()) or "all"
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """Return a row as one flat record, for tables of other programs."""
+    card = row.card
+    low, high = card.interval or (None, None)
+    number = {"metric": card.metric, "value": card.value, "low": low, "high": high, "n": card.protocol.get("n")}
+    return {"run": row.workdir.name, "seed": row.seed, **row.arm, **_way(card), **number}
+
+
+def shown(value: Any, among: Sequence[Any]) -> str:
+    """Return a value in a few letters: an entry's name, and those keywords that tell it from others of the name."""
+    if not isinstance(value, Mapping):
+        return value if isinstance(value, str) else json.dumps(value)
+    alike = [other for other in among if isinstance(other, Mapping) and other.get("name") == value.get("name")]
+    keywords = [key for key in value if key != "name" and (any(other.get(key) != value[key] for other in alike))]
+    return str(value.get("name", "")) + "".join(f" {key}={shown(value[key], ())}" for key in keywords)
+
+
+def _entries(config, under=""):
+    """Flatten a config, leaving whole the entries that have a name; what a run may change is left out."""
+    found = {}
+    for key, value in config.items():
+        path = f"{under}{key}"
+        if path in FREE or path == "seed":
+            continue
+        if isinstance(value, Mapping) and "name" not in value:
+            found |= _entries(value, f"{path}.")
+        elif isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            found |= {path: {name: inner for name, inner in value.items() if not isinstance(inner, Mapping)}}
+            found |= {f"{path}.{name}": inner for name, inner in value.items() if isinstance(inner, Mapping)}
+        else:
+            found[path] = value
+    return found
+
+
+def _way(card):
+    way = {key: card.samples.get(key) for key in WAYS if key in card.samples}
+    if isinstance(way.get("guidance"), Mapping):
+        way["guidance"] = way["guidance"].get("scale", way["guidance"].get("name"))
+    return {key: shown(value, ()) if isinstance(value, Mapping) else value for key, value in way.items()}
+
+
+def _telling(records):
+    """Return the keys whose values differ."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [key for key in keys if len({json.dumps(record.get(key)) for record in records}) > 1]
+
+
+def _newest(rows):
+    """Keep the last made of several cards of one thing."""
+    kept: dict[str, Row] = {}
+    for row in rows:
+        key = json.dumps([str(row.workdir), row.arm, row.card.metric])
+        if key not in kept or str(kept[key].card.made.get("at", "")) <= str(row.card.made.get("at", "")):
+            kept[key] = row
+    return list(kept.values())

@@ -1,0 +1,64 @@
+"""Configs: read from the files that make them, and changed by dotted keys."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from runpy import run_path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.naming import suggestion
+
+
+def load_config(source: str) -> ConfigDict:
+    """Return the locked config that a file's `get_config` makes; `source` is its path, with an optional `:mode`."""
+    return made_by(source, "get_config", "config", Path("configs")).lock()
+
+
+def made_by(source: str, function: str, what: str, home: Path) -> Any:
+    """Return what a function of a Python file makes of the mode in `source`, "PATH" or "PATH:MODE".
+
+    Such files are looked for in `home` when there is none at the path, to say which there are.
+    """
+    name, _, mode = source.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(str(other) for other in home.glob("*.py") if other.stem != "base")
+        there = f" In {home}/: {', '.join(known)}." if known else ""
+        raise ValueError(f"no {what} file at {name}.{suggestion(name, known) or there}")
+    root = next((folder for folder in path.resolve().parents if (folder / "configs" / "base.py").is_file()), None)
+    if root and str(root) not in sys.path:
+        sys.path.insert(0, str(root))  # configs import configs.base, wherever the command is given
+    made = run_path(str(path)).get(function)
+    if made is None:
+        raise ValueError(f"{name} has no function {function}(mode), so it is no {what}.")
+    return made(mode)
+
+
+def changed(config: Any, values: Mapping[str, Any], *, what: str = "config") -> Any:
+    """Return a locked copy of a config with other values by dotted key; a key that is not there is refused.
+
+    Where there is an entry with a name, a bare name replaces it as a whole, as does a mapping.
+    """
+    copy = config.copy_and_resolve_references().unlock()
+    for key, value in values.items():
+        *path, last = key.split(".")
+        here: Any = copy
+        for name in path:
+            here = _part_of(here, name, key, what)
+        entry = _part_of(here, last, key, what)
+        if isinstance(entry, ConfigDict) and not isinstance(value, str | Mapping):
+            raise ValueError(f"{what}.{key} is an entry with a name; {value!r} is neither a name nor a mapping.")
+        named = isinstance(entry, ConfigDict) and isinstance(value, str)
+        here[last] = {"name": value} if named else value
+    return copy.lock()
+
+
+def _part_of(here, name, key, what):
+    if not isinstance(here, ConfigDict) or name not in here:
+        known = sorted(here) if isinstance(here, ConfigDict) else []
+        raise ValueError(
+            f"{what} has no '{key}'.{suggestion(name, known)} There it has: {', '.join(known) or 'nothing'}."
+        )
+    return here[name]
