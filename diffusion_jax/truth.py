@@ -99,7 +99,7 @@ def _surplus(source, model, drawn):
 def _fresh(source, number, part):
     """Return points of the density that no training step meets: those of another seed."""
     other = Density(source.info.name, source.rounds, number, 1_000_003 + part, source.basis)
-    return np.stack([other[i]["x"] for i in range(number)])
+    return np.stack([example["x"] for example in other.many(np.arange(number))])
 
 
 EXACT = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffusion_jax.data.chance import TRANSFORM, check_seed, generator
 from diffusion_jax.data.order import Order, in_order, shuffled
-from diffusion_jax.data.source import Info, Source
+from diffusion_jax.data.source import Info, Source, many
 from diffusion_jax.data.transforms import Transform, make_transforms
 
 ENDLESS = 2**62  # examples: the place of the last one still fits 64 bits
@@ -73,7 +73,11 @@ class Pipeline:
         share = self.batch_size // hosts
         index = step * self.batch_size + host * share + np.arange(share, dtype=np.int64)
         places = self._order(index)
-        examples = [self._example(int(e), int(i)) for e, i in zip(places.epoch, places.example, strict=True)]
+        found = many(self._source, places.example)
+        examples = [
+            self._transformed(example, int(e), int(i))
+            for example, e, i in zip(found, places.epoch, places.example, strict=True)
+        ]
         batch = _stacked(examples) | {"index": index}
         return batch if places.valid is None else batch | {"valid": places.valid}
 
@@ -86,8 +90,7 @@ class Pipeline:
 
         return Batches(self, step, workers=self._reading.workers, prefetch=self._reading.prefetch)
 
-    def _example(self, epoch, index):
-        example = self._source[index]
+    def _transformed(self, example, epoch, index):
         draw: Any = generator(TRANSFORM, self._seed, epoch=epoch, example=index) if self._random else None
         for transform in self.transforms:
             example = transform.apply(example, draw)

@@ -8,6 +8,8 @@ threads, processes and hosts may read at once, in any order, and see the same ex
 import operator
 from typing import Any, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
+import numpy as np
+
 Example: TypeAlias = dict[str, Any]
 Shape: TypeAlias = tuple[int | None, ...]
 
@@ -42,6 +44,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: SupportsIndex, /) -> Example: ...
+
+
+def many(source: Source, indices: np.ndarray) -> list[Example]:
+    """Return the examples of some indices, at once where the source has a method `many` for that."""
+    at_once = getattr(source, "many", None)
+    return [source[int(index)] for index in indices] if at_once is None else at_once(indices)
 
 
 def place(index: SupportsIndex, length: int) -> int:
