@@ -23,7 +23,7 @@ from diffusion_jax.losses.weighting import WEIGHTINGS
 from diffusion_jax.naming import KeywordError, choose, lookup, suggestion
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.condition import ENTRIES, keyword_of
-from diffusion_jax.nets.network import apply_of, initialize
+from diffusion_jax.nets.network import apply_of, initialize, shapes_of
 from diffusion_jax.process.forward import prior
 from diffusion_jax.process.grid import GRIDS
 from diffusion_jax.process.noise import example_keys
@@ -147,18 +147,14 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
 
 def start(config: Any, training: Training) -> TrainState:
     """Return the state before the first step."""
-    key, loss = jax.random.key(config["seed"]), config["loss"]
-    x = jax.ShapeDtypeStruct((1, *training.batches.info.shapes["x"]), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in training.model.told.items()}
-    params = dict(initialize(training.model.module, jax.random.fold_in(key, 0), (x, t, cond)))
-    history = None
-    if loss["name"] == "denoising":
-        if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:
-            params["uncertainty"] = start_uncertainty()
-        if choose(TIMES, loss["times"], "times").given is not None:
-            history = start_history(training.model.schedule)
-    return start_state(params, training.optimizer, training.averages, jax.random.fold_in(key, 1), history=history)
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
+    return _started(config, training, initialize(training.model.module, key, _example(training)))
+
+
+def state_shapes(config: Any, training: Training) -> TrainState:
+    """Return the shapes of the state, without drawing it."""
+    shapes = shapes_of(training.model.module, _example(training))
+    return jax.eval_shape(lambda params: _started(config, training, params), shapes)
 
 
 def make_sampler(
@@ -253,6 +249,25 @@ def at_least(config: Any, key: str, least: int, *, under: str = "") -> int:
     if config[key] < least:
         raise ValueError(f"config.{under}{key} is {config[key]}; it must be at least {least}.")
     return config[key]
+
+
+def _example(training):
+    """Return what the network is called with, by shape and dtype."""
+    x = jax.ShapeDtypeStruct((1, *training.batches.info.shapes["x"]), jnp.float32)
+    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in training.model.told.items()}
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), cond
+
+
+def _started(config, training, params):
+    """Return the state that starts at these parameters, with those that the loss adds."""
+    params, history, loss = dict(params), None, config["loss"]
+    if loss["name"] == "denoising":
+        if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:
+            params["uncertainty"] = start_uncertainty()
+        if choose(TIMES, loss["times"], "times").given is not None:
+            history = start_history(training.model.schedule)
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 1)
+    return start_state(params, training.optimizer, training.averages, key, history=history)
 
 
 def _told(entries, info):

@@ -16,6 +16,7 @@ from diffusion_jax.experiment import (
     make_sampler,
     make_training,
     start,
+    state_shapes,
 )
 from diffusion_jax.nets.network import count
 from diffusion_jax.samples import draw, picture
@@ -47,18 +48,19 @@ def prepare(config: Any, folder: Path) -> Run:
     part = config.training
     shard = jax.process_index(), jax.process_count()
     training = make_training(config, shard=shard)
-    devices = jax.device_count()
-    if part.batch_size % (devices * part.parts):
+    mesh = make_mesh(sizes=part.mesh)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if part.batch_size % (shares * part.parts):
         raise ValueError(
-            f"config.training.batch_size is {part.batch_size}; {devices} devices and {part.parts} parts must share it "
-            f"evenly, so make it a multiple of {devices * part.parts}."
+            f"config.training.batch_size is {part.batch_size}; {shares} devices and {part.parts} parts must share it "
+            f"evenly, so make it a multiple of {shares * part.parts}."
         )
     make_sampler(config, training.model, training.batches.info)  # says its errors
     post_hoc_width(config)
     make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
     if part.mapping == "pmap" and config.loss.get("times", {}).get("name") == "loss_adaptive":
         raise ValueError("loss-adaptive times remember the whole batch, which pmap never sees; take mapping=jit.")
-    parallel = parallelize(make_step, make_mesh(), mapping=part.mapping)
+    parallel = parallelize(make_step, mesh, mapping=part.mapping)
     compiled: dict[str, Any] = {}
     answer = _prepare_evaluation(config, folder, training, compiled)
     held = workdir.open_workdir(folder, config) if jax.process_index() == 0 else None
@@ -69,14 +71,10 @@ def carry_out(run: Run) -> dict[str, float]:
     """Train to the last step, from the newest checkpoint if there is one; return what the samples were measured at."""
     config, part, training, parallel = run.config, run.config.training, run.training, run.parallel
     checkpoints = Checkpoints(run.folder / "checkpoints", keep_last=part.keep_last, keep_every=part.keep_every or None)
-    state = parallel.put_state(start(config, training))
     batches = training.batches.iterate(0)
-    alike = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), parallel.get_state(state)
-    )
-    restored = checkpoints.restore(alike)
+    restored = checkpoints.restore(parallel.alike(state_shapes(config, training)))
+    state = parallel.put_state(start(config, training) if restored is None else restored.state)
     if restored is not None:
-        state = parallel.put_state(restored.state)
         batches.set_state(restored.data)
     begun = parallel.get_state(state)
     step = int(begun.step)
@@ -95,14 +93,7 @@ def carry_out(run: Run) -> dict[str, float]:
     hooks = [Hook(part.save_every, lambda state, step: save(state))]
     if part.snapshot_every:
         stds = {name: spec["std"] for name, spec in part.averages.items() if spec["name"] == "power"}
-        hooks.append(
-            Hook(
-                part.snapshot_every,
-                lambda state, step: save_snapshot(
-                    run.folder / "profiles", step, parallel.get_state(state).averages, stds
-                ),
-            )
-        )
+        hooks.append(Hook(part.snapshot_every, lambda state, step: _snap(run, state, step, stds)))
     if part.sample_every:
         hooks.append(Hook(part.sample_every, lambda state, step: _show(run, state, step, logbook), last=False))
     if run.answer is not None and config.evaluation.every:
@@ -127,9 +118,9 @@ def carry_out(run: Run) -> dict[str, float]:
 
 def _show(run, state, step, logbook, *, thorough=False):
     """Sample, keep the picture, and measure what can be measured; one host does."""
+    training, model = run.training, _sampled(run, state, step)
     if jax.process_index():
         return {}
-    training, model = run.training, _sampled(run, state, step)
     drawn = draw(model, compiled=run.compiled)
     logbook.picture(step, "samples", picture(drawn, model.info, source=training.source))
     found = judge(training.source, drawn)
@@ -160,21 +151,35 @@ def _prepare_evaluation(config, folder, training, compiled):
 
 def _evaluate(run, state, step, logbook):
     """Measure the model at hand under each setting and note the values; one host does, and keeps the cards."""
+    settings = run.config.evaluation.settings or ({},)
+    averages = {setting.get("average", run.config.sampling.average) for setting in settings}
+    held = {average: _averaged(run, state, average) for average in sorted(averages)}
     if jax.process_index():
         return
-    sets = run.answer(lambda model: _sampled(run, state, step, model.config))
-    for setting, cards in zip(run.config.evaluation.settings or ({},), sets, strict=True):
+    sets = run.answer(lambda model: model._replace(params=held[model.config.sampling.average], step=step))
+    for setting, cards in zip(settings, sets, strict=True):
         where = "".join(f"{key}={value}/" for key, value in setting.items())
         logbook.scalars(step, {f"evaluation/{where}{name}": value for name, value in cards.values.items()})
 
 
-def _sampled(run, state, step, config=None):
-    """Return the model that is sampled, with its parameters on one device."""
-    config = run.config if config is None else config
+def _snap(run, state, step, stds):
+    """Keep the averages for post-hoc lengths."""
+    averages = run.parallel.whole(run.parallel.get_state(state).averages)
+    if jax.process_index() == 0:
+        save_snapshot(run.folder / "profiles", step, averages, stds)
+
+
+def _sampled(run, state, step):
+    """Return the model that is sampled."""
+    average = "params" if post_hoc_width(run.config) is not None else run.config.sampling.average  # no snapshots yet
+    return Trained(run.config, run.training.model, _averaged(run, state, average), step, _named(run.training))
+
+
+def _averaged(run, state, average):
+    """Return the parameters, or an average of them, on one device; every host takes part."""
     state = run.parallel.get_state(state)
-    average = "params" if post_hoc_width(config) is not None else config.sampling.average  # no snapshots yet
-    params = jax.device_put(state.params if average == "params" else state.averages[average], jax.local_devices()[0])
-    return Trained(config, run.training.model, params, step, _named(run.training))
+    params = run.parallel.whole(state.params if average == "params" else state.averages[average])
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), jax.local_devices()[0]), params)
 
 
 def _named(training):

@@ -29,7 +29,7 @@ FREE = {
     *(
         f"training.{key}"
         for key in (
-            "steps", "mapping", "workers", "log_every", "save_every", "keep_last", "keep_every", "sample_every",
+            "steps", "mapping", "mesh", "workers", "log_every", "save_every", "keep_last", "keep_every", "sample_every",
             "snapshot_every", "most_in_a_row", "tensorboard", "wandb",
         )
     ),

@@ -21,12 +21,14 @@ from collections.abc import Callable, Sequence
 
 from diffusion_jax import run
 from diffusion_jax.cli import arguments
+from diffusion_jax.launch.distributed import join
 from diffusion_jax.training.loop import PREEMPTED, Diverged, Stopped
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and build its parts; return the job."""
     config, workdir = arguments.read(argv)
+    join()
     built = run.prepare(config, workdir)
 
     def job():

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from diffusion_jax.devices import along_batch
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Attention, grid_angles, grid_waves
@@ -147,7 +148,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, signal: Signal, angles: Array | None, index: Array) -> tuple[Array, None]:
-        shape, width = self.shape, h.shape[-1]
+        shape, width, h = self.shape, h.shape[-1], along_batch(h)
         keys = signal.keys
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)

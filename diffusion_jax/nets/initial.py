@@ -36,6 +36,11 @@ def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
     return jax.tree.unflatten(structure, [_draw(leaf, [*words, _name(path)]) for path, leaf in leaves])
 
 
+def shapes_of(module: nn.Module, example: tuple) -> Params:
+    """Return the shapes of a network's parameters, which are not drawn; `example` is that of `initialize`."""
+    return jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+
+
 class Law(NamedTuple):
     """A distribution of parameters; called as an initialiser of flax, it draws them with JAX."""
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from diffusion_jax.devices import gathered
 from diffusion_jax.nets.conv import convolve
 from diffusion_jax.nets.initial import Scheme, fan_average
 from diffusion_jax.nets.product import product
@@ -18,7 +19,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.initial.kernel, (x.shape[-1], self.width)).astype(x.dtype)
+        kernel = _kernel(self, (x.shape[-1], self.width), x)
         y = product(x, kernel)
         return y + _shift(self, x.shape[-1], y) if self.bias else y
 
@@ -38,7 +39,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.width)
-        kernel = self.param("kernel", self.initial.kernel, shape).astype(x.dtype)
+        kernel = _kernel(self, shape, x)
         y = convolve(x, kernel, stride=self.stride, padding=self.padding)
         return y + _shift(self, self.kernel**2 * x.shape[-1], y)
 
@@ -52,9 +53,13 @@ class TransposedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        kernel = self.param("kernel", self.initial.kernel, (2, 2, channels, self.width)).astype(x.dtype)
+        kernel = _kernel(self, (2, 2, channels, self.width), x)
         y = jnp.einsum("bhwc,ijco->bhiwjo", x, kernel).reshape(batch, 2 * height, 2 * width, self.width)
         return y + _shift(self, channels, y)
+
+
+def _kernel(layer, shape, x):
+    return gathered(layer.param("kernel", layer.initial.kernel, shape).astype(x.dtype), layer.path)
 
 
 def _shift(layer, fan, y):

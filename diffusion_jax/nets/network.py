@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from diffusion_jax.nets.initial import initialize
+from diffusion_jax.nets.initial import initialize, shapes_of
 from diffusion_jax.types import Apply, Params
 
-__all__ = ["apply_of", "count", "initialize"]
+__all__ = ["apply_of", "count", "initialize", "shapes_of"]
 
 
 def apply_of(module: nn.Module) -> Apply:

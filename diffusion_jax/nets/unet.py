@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
+from diffusion_jax.devices import along_batch
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.activation import ACTIVATIONS
@@ -180,14 +181,14 @@ class UNet(nn.Module):
 
     def mapped(self, name, h, signal, width, resample=None):
         """Apply a block."""
-        return self.remat(self.block, scanned=False)(width, self.style, resample, name=name)(h, signal)
+        return along_batch(self.remat(self.block, scanned=False)(width, self.style, resample, name=name)(h, signal))
 
     def mixed(self, name, h, signal, level):
         """Let pixels attend, where the level says so."""
         if not level.heads:
             return h
         mixer = self.remat(self.mixer, scanned=False)
-        return mixer(level.heads, level.transformers, self.style, name=name)(h, signal)
+        return along_batch(mixer(level.heads, level.transformers, self.style, name=name)(h, signal))
 
     def halved(self, index, h, image, signal):
         """Go down to level `index`; with image_skip "residual" the image goes down beside h and joins it."""

@@ -28,8 +28,8 @@ def save(folder, *states, **keywords):
 
 
 def files(folder, step):
-    """The files of a checkpoint's state, the largest last."""
-    found = [path for path in (folder / str(step) / "state").rglob("*") if path.is_file()]
+    """The files of a checkpoint's arrays, the largest last."""
+    found = [path for path in (folder / str(step) / "state" / "d").rglob("*") if path.is_file()]
     return sorted(found, key=lambda path: path.stat().st_size)
 
 
