@@ -51,7 +51,7 @@ def _bytes(images):
     return images if images.dtype == np.uint8 else to_uint8(images)
 
 
-def surplus(source: Density, model: Trained, *, steps: int = 100) -> float:
+def surplus(source: Density, model: Trained, *, steps: int = 50) -> float:
     """Return by how many nats the model's negative log-likelihood of fresh data exceeds the density's entropy."""
     x0 = jnp.asarray(_fresh(source, PROBED, 2))
 
