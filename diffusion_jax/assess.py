@@ -4,6 +4,7 @@ Metrics that compare features come from one pass over the samples, which are kep
 twice; those of embedded data, whose truth is known, are read from the same samples.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from diffusion_jax import workdir as folders
 from diffusion_jax.data import make_source
 from diffusion_jax.evaluation.cached import digest
-from diffusion_jax.evaluation.card import Card, Cards, write_cards
+from diffusion_jax.evaluation.card import Card, Cards, record, write_cards
 from diffusion_jax.evaluation.features import FEATURES, Extractor
 from diffusion_jax.evaluation.images import coloured, fingerprint_of, images_of
 from diffusion_jax.evaluation.jackknife import GROUPS, Value, evaluate_features, gather, needs_of, over_seeds
@@ -71,9 +72,10 @@ def evaluate(
     """Measure the samples of a run, or a folder, zip or npz file of images, and return the cards.
 
     `metrics` are names of METRICS and EXACT, in a row or with commas. The `reference` is a file of statistics, a
-    folder, zip or npz file of images, another run's folder, `tfds:NAME` or `tfds:NAME:SPLIT`, or by default the data
-    that the run was trained on. `features` is an entry of FEATURES, `sampling` what replaces entries of the run's.
-    With several `seeds` a value is the mean over as many sets of samples, and its interval that of the mean.
+    folder, zip or npz file of images, another run's folder, `tfds:NAME` or `tfds:NAME:SPLIT`, `data:FOLDER`, the data
+    that a run was trained on, or by default those of the run itself. `features` is an entry of FEATURES, `sampling`
+    what replaces entries of the run's. With several `seeds` a value is the mean over as many sets of samples, and its
+    interval that of the mean.
     Cards of a run are also written to its folder `evaluations/`.
     """
     where, pictures = (None if path is None else Path(path) for path in (workdir, images))
@@ -177,10 +179,12 @@ def prepare_model(
 
 
 def keep_cards(folder: Path, step: int, cards: Cards) -> None:
-    """Write cards to a run's folder, under a name that what was asked fixes."""
+    """Write cards to a run's folder, under a name that what was asked fixes, and add rows to the run's table."""
     name = f"{step:08d}-{digest([[card.protocol, card.samples] for card in cards])[:8]}.json"
     (folder / "evaluations").mkdir(exist_ok=True)
     write_cards(folder / "evaluations" / name, cards)
+    with (folder / "evaluations.jsonl").open("a", encoding="utf-8") as table:
+        table.writelines(json.dumps(record(card), default=str) + "\n" for card in cards)
 
 
 def made() -> dict[str, Any]:

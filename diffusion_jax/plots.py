@@ -47,7 +47,7 @@ class Plane(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Lines by name, each a pair (xs, ys), and `levels`, values of y by name that they are held against.
+    """Lines by name, each (xs, ys) or (xs, ys, half the width of an interval), and `levels` to hold them against.
 
     `log` says which axes are logarithmic: "", "x", "y" or "xy".
     """
@@ -55,7 +55,7 @@ class Panel(NamedTuple):
     title: str
     x: str
     y: str
-    lines: Mapping[str, tuple[Any, Any]]
+    lines: Mapping[str, tuple[Any, ...]]
     levels: Mapping[str, float] = {}
     log: str = ""
 
@@ -100,8 +100,10 @@ def curves(*panels: Panel) -> Figure:
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     known: dict[str, Any] = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for name, (xs, ys) in panel.lines.items():
+        for name, (xs, ys, *away) in panel.lines.items():
             stroke, ink = pens[name]
+            if away:
+                axes.vlines(xs, np.subtract(ys, away[0]), np.add(ys, away[0]), color=ink, linewidth=4, alpha=0.25)
             mark = "o" if len(xs) <= MARKED else ""
             (known[name],) = axes.plot(xs, ys, linestyle=stroke, marker=mark, color=ink, linewidth=1.7, markersize=4)
         for name, level in panel.levels.items():

@@ -18,7 +18,7 @@ from diffusion_jax.evaluation.references import read_reference
 from diffusion_jax.pretrained.fetch import cache_folder
 from diffusion_jax.samples import check_sampling, kept, origin
 from diffusion_jax.trained import Trained, load
-from diffusion_jax.workdir import plain
+from diffusion_jax.workdir import plain, read_config
 
 MOST = 50_000  # examples of a data set that a reference is made of
 RESIZING = ("center_crop", "adm_crop", "resize")  # what a reference's images share with those of training
@@ -71,11 +71,13 @@ def tfds_of(given: str, *, split: str) -> dict[str, str]:
 
 def _images_of_side(given, model, samples) -> tuple[str, Any, Callable[[], Iterable[np.ndarray]]]:
     """Return the name of a reference of images, what fixes it, and its batches."""
-    if not given or given.startswith("tfds:"):
-        data = tfds_of(given, split="train") if given else plain(model.config.data)
-        transforms = []
-        if model is not None:
-            transforms = [spec for spec in plain(model.config)["transforms"] if spec["name"] in RESIZING]
+    if not given or given.startswith(("tfds:", "data:")):
+        config = model.config if model is not None else None
+        if given.startswith("data:"):
+            config = read_config(Path(given.removeprefix("data:")).expanduser())
+        data = tfds_of(given, split="train") if given.startswith("tfds:") else plain(config)["data"]
+        resized = [] if config is None else plain(config)["transforms"]
+        transforms = [spec for spec in resized if spec["name"] in RESIZING]
         source = make_source(data)
         if source.info.range != BYTES:
             raise ValueError(f"the data '{source.info.name}' are no images in uint8; give a reference of images.")

@@ -3,7 +3,8 @@
 config.json   the whole config           run.json    command, versions, commit, devices, one entry a start
 data.json     what the data are like     parameters.txt   every parameter's shape
 metrics.jsonl, events/, pictures/        the record          checkpoints/, profiles/   to go on from
-evaluations/, generated/                 cards, samples      finished.json   the last step, once all is done
+evaluations/, evaluations.jsonl          cards, and a row for each          generated/   samples that were measured
+finished.json   the last step, once all is done            in_use   held by the process that trains
 """
 
 import fcntl

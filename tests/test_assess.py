@@ -70,6 +70,14 @@ def test_the_command_the_call_and_the_hook_give_the_same_card(shapes, tmp_path, 
     assert "<table>" in by_call._repr_html_()
 
 
+def test_every_value_is_a_row_of_the_runs_table(shapes):
+    before = len((shapes / "evaluations.jsonl").read_text().splitlines())
+    cards = evaluate(shapes, metrics="fid,agreement", samples=20, features="pixels")
+    rows = [json.loads(line) for line in (shapes / "evaluations.jsonl").read_text().splitlines()[before:]]
+    assert {row["metric"]: row["value"] for row in rows} == cards.values
+    assert all(row["n"] == 20 and row["step"] == 2 and row["low"] <= row["value"] <= row["high"] for row in rows)
+
+
 def test_samples_are_kept_and_more_are_added_to_them(shapes):
     evaluate(shapes, metrics="fid", samples=40, features="pixels")
     (folder,) = (shapes / "generated").iterdir()
@@ -144,6 +152,15 @@ def test_images_of_a_folder_against_themselves_are_at_no_distance(tmp_path):
     cards = evaluate(images=tmp_path, reference=tmp_path, metrics="fid,precision_recall", features="pixels", samples=30)
     assert abs(cards["fid"].value) < 1e-6 and cards["precision"].value == cards["recall"].value == 1
     assert cards["fid"].samples["images"] == str(tmp_path)
+
+
+def test_images_against_the_data_of_a_run(shapes, tmp_path):
+    source = make_source(SHAPES)
+    np.savez(tmp_path / "all.npz", arr_0=np.stack([source[index]["x"] for index in range(300)]))
+    cards = evaluate(images=tmp_path / "all.npz", reference=f"data:{shapes}", metrics="fid", features="pixels")
+    assert abs(cards["fid"].value) < 1e-6
+    with pytest.raises(ValueError, match="is no run's folder"):
+        evaluate(images=tmp_path / "all.npz", reference=f"data:{tmp_path}", features="pixels")
 
 
 def test_another_run_may_be_the_reference(shapes):

@@ -69,13 +69,13 @@ def test_keys_that_are_not_there_are_refused(points, key, message):
 
 
 def test_the_command_leaves_a_table_and_a_picture(points, capsys):
-    told = ["--workdir", str(points), "--metrics", "sliced_distance", "--samples", "30"]
+    told = ["--workdir", str(points), "--metrics", "sliced_distance,surplus_nats", "--samples", "30"]
     assert command(["sweep", *told, "--over", "steps=1,2", "--over=solver=euler,heun"]) == 0
     assert "steps 2, solver heun" in capsys.readouterr().out
     folder = points / "sweeps"
     assert (folder / "steps-solver.md").read_text().count("\n") == 6
     with Image.open(folder / "steps-solver.png") as picture:
-        assert picture.size[0] > 400
+        assert picture.size[0] > 400 and picture.size[1] > 2 * 400  # two metrics
     for more, message in (([], "what should vary"), (["--over", "steps"], "names no values")):
         assert command(["sweep", *told, *more]) == 2
         assert message in capsys.readouterr().err

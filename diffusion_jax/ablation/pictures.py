@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from diffusion_jax.ablation.rows import Row, arms_of, name_of
 from diffusion_jax.ablation.tables import mean
 from diffusion_jax.experiment import make_schedule
 from diffusion_jax.losses.denoising import bin_edges
-from diffusion_jax.plots import FAINT, GLOW, NIGHT, PAPER, TIME
+from diffusion_jax.plots import GLOW, NIGHT, PAPER, Panel, curves
 from diffusion_jax.training.logbook import read
 from diffusion_jax.workdir import read_config
 
@@ -48,44 +47,30 @@ def heat_map(rows: Sequence[Row], metric: str) -> Figure | None:
 
 def against_evaluations(rows: Sequence[Row], metric: str) -> Figure | None:
     """Draw a metric against the number of the network's evaluations, a line for every other choice."""
-    lines: dict[str, list[tuple[int, float, float]]] = {}
+    points: dict[str, list[tuple[int, float, float]]] = {}
     for arm in arms_of(rows):
         if "evaluations" not in arm:
             return None
         found = mean(rows, arm, metric)
         if found is not None:
             rest = name_of({key: value for key, value in arm.items() if key not in ("evaluations", "grid")})
-            lines.setdefault(rest, []).append((int(arm["evaluations"]), found.value, found.away or 0.0))
-    figure, axes = _axes("evaluations of the network", metric)
-    for place, (name, points) in enumerate(lines.items()):
-        x, y, away = np.array(sorted(points)).T
-        axes.errorbar(x, y, away, fmt="o-", color=TIME((place + 0.5) / len(lines)), label=name, ms=4, lw=1.5, capsize=2)
-    axes.set_xscale("log")
-    axes.set_xticks(*[sorted({x for points in lines.values() for x, *_ in points})] * 2)
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+            points.setdefault(rest, []).append((int(arm["evaluations"]), found.value, found.away or 0.0))
+    lines = {name: tuple(np.array(sorted(found)).T) for name, found in points.items()}
+    return curves(Panel(f"{metric} against evaluations of the network", "evaluations", metric, lines, log="x"))
 
 
 def loss_by_noise(folders: Mapping[str, Path]) -> Figure | None:
     """Draw the loss of the last logged steps of some runs against the log-SNR at which it was met."""
-    figure, axes = _axes("log-SNR", "loss per example at that log-SNR")
-    drawn = 0
-    for place, (name, folder) in enumerate(folders.items()):
-        lines = [line for line in read(folder) if "bin_loss" in line]
-        if not lines:
-            continue
-        last = lines[-max(1, len(lines) // 5) :]
-        loss, share = (np.mean([line[key] for line in last], 0) for key in ("bin_loss", "bin_share"))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            axes.plot(
-                _centres(folder, len(loss)), np.where(share > 1e-4, loss / share, np.nan), "o-", ms=3, lw=1.3,
-                color=TIME((place + 0.5) / len(folders)), label=name,
-            )  # fmt: skip
-        drawn += 1
-    axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
-    return figure if drawn else None
+    lines = {}
+    for name, folder in folders.items():
+        found = [line for line in read(folder) if "bin_loss" in line]
+        last = found[-max(1, len(found) // 5) :]
+        if last:
+            loss, share = (np.mean([line[key] for line in last], 0) for key in ("bin_loss", "bin_share"))
+            met = share > 1e-4
+            lines[name] = _centres(folder, len(loss))[met], loss[met] / share[met]
+    title = "loss of an example, by noise level"
+    return curves(Panel(title, "log-SNR", "loss", lines, log="y")) if lines else None
 
 
 def last_picture(folder: Path) -> np.ndarray | None:
@@ -100,11 +85,3 @@ def last_picture(folder: Path) -> np.ndarray | None:
 def _centres(folder, bins):
     edges = bin_edges(make_schedule(read_config(folder)), bins)
     return (edges[1:] + edges[:-1]) / 2
-
-
-def _axes(x, y) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(7, 4.4), facecolor=PAPER, layout="constrained")
-    axes = figure.add_subplot(facecolor=PAPER)
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25, color=FAINT)
-    return figure, axes

@@ -13,7 +13,8 @@
                        sliced_distance, surplus_nats. By default fid
 --samples N            how many, by default 10000; published numbers have 50000
 --reference R          statistics (npz with mu and sigma), images (folder, zip, npz with arr_0), the folder of another
-                       run, tfds:NAME or tfds:NAME:SPLIT. By default the data the run was trained on
+                       run, tfds:NAME or tfds:NAME:SPLIT, or data:DIR, the data of another run. By default the data the
+                       run was trained on
 --features NAME        inception (by default), inception_random, pixels, clip, dinov2; or a dict with keywords, as
                        "{'name': 'inception', 'resize': 'clean'}"
 --seeds A,B,...        draw a set of samples for each: values are means, with the interval of the mean

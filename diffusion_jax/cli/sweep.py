@@ -18,7 +18,7 @@ runs every arm of the file that is not done yet and writes a report: see `report
 and --workdir, --metrics, --samples, --reference, --features, --step and --config.KEY as in `evaluate`.
 
 What differs only in values, such as the scale of guidance, is compiled once. The table has a row a setting; the picture
-shows the first metric against the first key, a line for every combination of the others.
+shows every metric against the first key, a line for every combination of the others.
 """
 
 import ast
@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from diffusion_jax import plots, sweep
@@ -91,15 +92,21 @@ def _tell(sets, over, out):
     with replacing(out / f"{stem}.md") as file:
         file.write(f"{text}\n".encode())
     write_cards(out / f"{stem}.json", [card for cards in sets for card in cards])
-    first, *others = over
+    pictures = [_picture(settings, sets, list(over), card.metric) for card in sets[0]]
+    with replacing(out / f"{stem}.png") as file:
+        Image.fromarray(np.concatenate(pictures)).save(file, format="png")
+    print(text)
+    print(f"wrote {out}/{stem}.md, .json and .png")
+
+
+def _picture(settings, sets, keys, metric):
+    """Draw a metric against the first key, a line for every combination of the others."""
+    first, *others = keys
     lines: dict[str, list[tuple[Any, Any]]] = {}
     for setting, cards in zip(settings, sets, strict=True):
         label = ", ".join(f"{key} {setting[key]}" for key in others)
-        lines.setdefault(label, []).append((setting[first], cards[0]))
-    with replacing(out / f"{stem}.png") as file:
-        Image.fromarray(plots.pixels(plots.lines(lines, first, sets[0][0].metric))).save(file, format="png")
-    print(text)
-    print(f"wrote {out}/{stem}.md, .json and .png")
+        lines.setdefault(label, []).append((setting[first], cards[metric]))
+    return plots.pixels(plots.lines(lines, first, metric))
 
 
 def _take_over(argv):

@@ -57,6 +57,8 @@ class Cards(tuple[Card, ...]):
         lines = [f"{card.metric:<{width}}  {card}  ({card.better} is better)" for card in self]
         return "\n".join([*lines, *(f"{name}: {_short(value)}" for name, value in _facts(self).items())])
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         rows = [(card.metric, str(card), f"{card.better} is better") for card in self]
         return _html(rows) + _html([(name, _short(value)) for name, value in _facts(self).items()])
@@ -102,6 +104,13 @@ def distinguished(origins: Sequence[dict[str, Any]]) -> list[str]:
     telling = [key for key in keys if len({_short(origin.get(key)) for origin in origins}) > 1]
     named = [", ".join(f"{key} {_short(origin.get(key))}" for key in telling) for origin in origins]
     return [name or str(place + 1) for place, name in enumerate(named)]
+
+
+def record(card: Card) -> dict[str, Any]:
+    """Return a card as one flat row: the value, what it was measured on, and how."""
+    low, high = card.interval or (None, None)
+    number = {"metric": card.metric, "value": card.value, "low": low, "high": high}
+    return {**number, **card.samples, **card.protocol, "at": card.made.get("at")}
 
 
 def write_cards(path: Path, cards: Iterable[Card]) -> None:

@@ -11,6 +11,8 @@ every array, by which damage that a file system does not notice is noticed on re
  5. if every checkpoint is damaged the run stops: starting anew is for a person to decide.
 """
 
+import contextlib
+import logging
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +121,8 @@ class Checkpoints:
 
 def parts_of(path: Path) -> Any:
     """Return the tree of what an array checkpoint holds, as shapes."""
-    metadata: Any = ocp.PyTreeCheckpointer().metadata(path).item_metadata
+    with _quiet():
+        metadata: Any = ocp.PyTreeCheckpointer().metadata(path).item_metadata
     return metadata.tree
 
 
@@ -134,10 +137,23 @@ def read_part(path: Path, *names: str) -> Any:
         wanted = {name: wanted}
     how = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     reading = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
-    found = ocp.PyTreeCheckpointer().restore(path, args=reading)
+    with _quiet():
+        found = ocp.PyTreeCheckpointer().restore(path, args=reading)
     for name in names:
         found = found[name]
     return found
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Leave out the warning that a part of a checkpoint has no metadata of its own: it is in the folder above."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def fingerprint(tree: Any) -> dict[str, int]:

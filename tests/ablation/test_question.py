@@ -170,9 +170,9 @@ def test_one_command_leads_from_a_question_to_its_report(tmp_path, capsys, monke
     asked = ["sweep", str(file), "--out", str(out), "--parallel", "2"]
     assert command(asked) == 0
     said = capsys.readouterr().out
-    assert "2 runs, of which 2 are to be done" in said and "network.width 8, evaluations 3" in said
+    assert "2 runs, of which 2 are to be done" in said and "mlp width=8, evaluations 3" in said
     page = (out / "report.html").read_text()
-    assert "Wide?" in page and page.count("data:image/png;base64,") >= 4 and "http" not in page
+    assert "Wide?" in page and page.count("data:image/png;base64,") >= 4 and "://" not in page
     before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoints/*")}
     assert command(asked) == 0
     assert "2 runs, of which 0 are to be done" in capsys.readouterr().out
