@@ -58,6 +58,7 @@ def test_a_sample_does_not_depend_on_their_number_and_steps_bring_it_to_the_exac
     assert np.median(away) < 1e-2 < np.linalg.norm(results[24]["start"] - results[24]["exact"], axis=1).min()
 
 
+@pytest.mark.slow
 def test_a_stochastic_solver_is_not_held_against_the_flow(tmp_path):
     assert paths(tmp_path, "--config.sampling.solver=ancestral") == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["error_to_exact_flow"] is None

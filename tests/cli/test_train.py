@@ -97,6 +97,7 @@ def test_sampling_takes_a_class_a_checkpoint_and_another_way(trained, tmp_path):
         assert (saved["labels"] == 3).all()
 
 
+@pytest.mark.slow
 def test_going_on_is_exact_and_the_record_has_every_step_once(tmp_path):
     """4 steps = 2 steps, another start, 2 steps: every array of the state, bit for bit."""
     four = (*IMAGES, "--config.training.steps=4")

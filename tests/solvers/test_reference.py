@@ -74,6 +74,7 @@ def test_reference_in_float64(x64, entry, monkeypatch):
     assert run(entry, jnp.float64, monkeypatch) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", sorted(ENTRIES))
 def test_reference_in_float32(entry, monkeypatch):
     assert run(entry, jnp.float32, monkeypatch) < 1e-4

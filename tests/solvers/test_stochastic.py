@@ -78,7 +78,7 @@ def run(path, solver, steps, tape, start=1.0):
     )
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", laws.quick(PATHS, "rectified"))
 @pytest.mark.parametrize("case", SDE_CASES, ids=lambda case: case.label)
 def test_moments_at_1000_steps(x64, case, path, tape):
     mean, std = run(path, case.make, 1000, tape)

@@ -76,7 +76,7 @@ def trained(devices, name=""):
     return jax.tree.map(np.asarray, parallel.whole(state.params)), state, run.as_text()
 
 
-@pytest.mark.parametrize("name", quick(sorted(MESHES), "fsdp", "tensor"))
+@pytest.mark.parametrize("name", quick(sorted(MESHES), "fsdp"))
 def test_every_mesh_gives_the_parameters_of_one_device(name):
     alone, here = trained(1)[0], trained(8, name)[0]
     begun = parts()[0]
