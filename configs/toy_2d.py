@@ -1,7 +1,7 @@
 """A rectified flow of four round Gaussians in the plane, by a small residual network.
 
 Claim: its likelihood comes within 0.05 nats of the entropy of the density, and its samples are as far from fresh data,
-by sliced Wasserstein distance, as fresh data are from each other. Measured: 0.011 nats above it; 0.125 against 0.128.
+by sliced Wasserstein distance, as fresh data are from each other. Measured: 0.006 nats above it; 0.128 against 0.123.
 
     python -m diffusion_jax train --config configs/toy_2d.py --workdir runs/toy
 """
