@@ -25,7 +25,7 @@ from diffusion_jax.experiment import captions_of
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.samples import check_sampling, draw, kept, origin, told_of
 from diffusion_jax.sides import Side, prepare_side
-from diffusion_jax.trained import Trained, load
+from diffusion_jax.trained import Trained, load, under
 from diffusion_jax.truth import EXACT
 
 
@@ -167,8 +167,8 @@ def prepare_model(
         return values | (exact(model, told_of(model, np.concatenate(list(batches))), of_samples) if of_samples else {})
 
     def job(model):
-        side = make_side()
-        values = over_seeds([of_set(one, side) for one in _seeded(model, request.seeds)])
+        side, models = make_side(), under(model, [{"seed": seed} for seed in request.seeds]) or [model]
+        values = over_seeds([of_set(one, side) for one in models])
         values |= exact(model, None, of_model)
         where = origin(model, folder) | ({"seed": list(request.seeds)} if request.seeds else {})
         cards = Cards(_card(name, value, request, side, where) for name, value in values.items())
@@ -233,16 +233,6 @@ def _gathered(batches, request, side, told):
     needs = needs_of(request.metrics, "samples")
     tally = gather(batches, request.extractor, needs, groups=request.groups, told=told)
     return tally, evaluate_features(tally, side.held, request.metrics)
-
-
-def _seeded(model, seeds):
-    """Return the model with each of the seeds in its sampling, or as it is."""
-    models = []
-    for seed in seeds:
-        config = model.config.copy_and_resolve_references()
-        config.sampling.seed = seed
-        models.append(model._replace(config=config))
-    return models or [model]
 
 
 def _draws_images(model):

@@ -20,8 +20,8 @@ from diffusion_jax.experiment import (
 )
 from diffusion_jax.nets.network import count
 from diffusion_jax.samples import draw, picture
-from diffusion_jax.sweep import prepare_settings, under
-from diffusion_jax.trained import Trained, post_hoc_width
+from diffusion_jax.sweep import prepare_settings
+from diffusion_jax.trained import Trained, post_hoc_width, under
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.logbook import Logbook
 from diffusion_jax.training.loop import Hook, Plan, train

@@ -8,9 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from diffusion_jax.assess import Question, Request, make_request, prepare_model, prepare_reference
-from diffusion_jax.config import changed
 from diffusion_jax.evaluation.card import Cards
-from diffusion_jax.trained import Trained, blank, load
+from diffusion_jax.trained import Trained, blank, load, under
 
 Filled = Callable[[Trained], Trained]
 """What gives a model without parameters those that its config's `sampling.average` names."""
@@ -46,16 +45,6 @@ def prepare(question: Question, over: Mapping[str, Sequence[Any]]) -> Callable[[
         return answer(filled)
 
     return job
-
-
-def under(model: Trained, settings: Sequence[Mapping[str, Any]]) -> list[Trained]:
-    """Return a model under each of some settings, which are values of its `sampling` by dotted key."""
-    models = []
-    for setting in settings:
-        config = model.config.copy_and_resolve_references().unlock()
-        config.sampling = changed(config.sampling, setting, what="sampling")
-        models.append(model._replace(config=config.lock()))
-    return models
 
 
 def prepare_settings(

@@ -1,10 +1,12 @@
 """A trained model read back from its folder."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion_jax import workdir
+from diffusion_jax.config import changed
 from diffusion_jax.data.source import Info
 from diffusion_jax.experiment import Model, make_model
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -45,6 +47,16 @@ def blank(folder: Path, *, sampling: Any = None) -> Trained:
         config.sampling = sampling
     info = read_info(folder)
     return Trained(config, make_model(config, info), None, 0, info)
+
+
+def under(model: Trained, settings: Sequence[Mapping[str, Any]]) -> list[Trained]:
+    """Return a model under each of some settings, which are values of its `sampling` by dotted key."""
+    models = []
+    for setting in settings:
+        config = model.config.copy_and_resolve_references().unlock()
+        config.sampling = changed(config.sampling, setting, what="sampling")
+        models.append(model._replace(config=config.lock()))
+    return models
 
 
 def read_info(folder: Path) -> Info:

@@ -8,6 +8,7 @@ finished.json   the last step, once all is done            in_use   held by the 
 """
 
 import fcntl
+import functools
 import importlib.metadata
 import json
 import platform
@@ -129,6 +130,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # every card says it, and it takes two processes
 def commit() -> str | None:
     """Return the git commit of the source at hand, marked if it has changes, or None outside a repository."""
     git = ["git", "-C", str(Path(__file__).parent)]

@@ -16,8 +16,7 @@ from diffusion_jax.config import changed, load_config, made_by
 from diffusion_jax.experiment import make_sampler, make_schedule, make_training
 from diffusion_jax.launch.job import Job, check_name
 from diffusion_jax.losses.objective import Objective, same_objective
-from diffusion_jax.sweep import under
-from diffusion_jax.trained import Trained
+from diffusion_jax.trained import Trained, under
 from diffusion_jax.workdir import plain
 
 HOME = Path("experiments/ablations")

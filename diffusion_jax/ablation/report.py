@@ -24,7 +24,6 @@ def prepare(
 ) -> "Report":
     """Read what some runs measured; values that were not measured alike are refused unless `force`d."""
     rows = read_rows(workdirs)
-    tables.check_alike(rows, force=force)
     arms = arms_of(rows)
     if cumulative and len(arms) > len(tables.LETTERS):
         raise ValueError(f"report: {len(arms)} arms are too many for a cumulative table, which letters them.")
@@ -38,7 +37,7 @@ class Report:
     """Rows, and the arm that the others are held against."""
 
     def __init__(self, rows: Sequence[Row], base: Mapping[str, str], out: Path, cumulative: bool, force: bool):
-        self.rows, self.base, self.out, self.force = rows, base, out, force
+        self.rows, self.base, self.out = rows, base, out
         self.table = (
             tables.cumulative(rows, force=force) if cumulative else tables.markdown(rows, base=base, force=force)
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.evaluation.card import Card, read_cards
+from diffusion_jax.evaluation.card import Card, read_cards, record
 from diffusion_jax.workdir import FREE, plain, read_config
 
 # Of a card's origin, what tells one way of sampling from another.
@@ -64,10 +64,8 @@ def name_of(arm: Mapping[str, str]) -> str:
 
 def flat(row: Row) -> dict[str, Any]:
     """Return a row as one flat record, for tables of other programs."""
-    card = row.card
-    low, high = card.interval or (None, None)
-    number = {"metric": card.metric, "value": card.value, "low": low, "high": high, "n": card.protocol.get("n")}
-    return {"run": row.workdir.name, "seed": row.seed, **row.arm, **_way(card), **number}
+    number = {key: value for key, value in record(row.card).items() if key in ("metric", "value", "low", "high", "n")}
+    return {"run": row.workdir.name, "seed": row.seed, **row.arm, **_way(row.card), **number}
 
 
 def shown(value: Any, among: Sequence[Any]) -> str:

@@ -36,7 +36,7 @@ def run_all(
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
-                running.append(_started(waiting.pop(0), environment, words))
+                running.append(_Process(waiting.pop(0), environment, words))
             for process in [one for one in running if one.poll() is not None]:
                 running.remove(process)
                 yield process.ended()
@@ -70,10 +70,6 @@ class _Process:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             self._process.kill()
-
-
-def _started(job, environment, words):
-    return _Process(job, environment, words)
 
 
 def last_lines(log: Path, count: int = 5) -> str:
