@@ -6,12 +6,14 @@ from setuptools import find_packages, setup
 
 RUN = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # notebooks without a browser
 DATA = ["tensorflow-datasets>=4.9.8", "array_record>=0.7", "importlib_resources"]
+TPU = ["libtpu"]  # for `plan`, the compiler, which needs no TPU
 
 EXTRAS = {
     "tfds": DATA,
+    "tpu": TPU,
     "wandb": ["wandb>=0.19"],
     "notebooks": ["jupyterlab>=4", *RUN],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "pyright>=1.1.390", *DATA, *RUN],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "pyright>=1.1.390", *DATA, *RUN, *TPU],
 }
 ALL = sorted({need for needs in EXTRAS.values() for need in needs})
 

@@ -29,6 +29,7 @@ def get_config(mode: str = "") -> Any:
 def get_training(mode: str = "") -> Any:
     """Return the defaults of configs that train: those above, and what a run needs besides."""
     config = get_config(mode)
+    config.expects = {}  # what the data are like, such as {"x": (32, 32, 3), "dtype": "uint8", "classes": 10}
     config.cond = ()  # entries of an example that the network is told, such as ("label",)
     config.input = {"name": "plain"}
     config.loss = {
@@ -82,6 +83,7 @@ def get_training(mode: str = "") -> Any:
 def shrink(config: Any, **network: Any) -> None:
     """Make the same parts finish in seconds: embedded shapes, the `network` given, a few steps."""
     config.data = {"name": "shapes", "side": 16}
+    config.expects = {}
     config.network.update(network)
     config.training.update(steps=2, batch_size=8, log_every=1)
     config.training.averages = {"ema": {"name": "constant", "decay": 0.5}}

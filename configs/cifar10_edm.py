@@ -18,6 +18,7 @@ def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds."""
     config = base.get_training(mode)
     config.data = {"name": "tfds", "dataset": "cifar10", "split": "train"}
+    config.expects = {"x": (32, 32, 3), "dtype": "uint8", "classes": 10}
     config.transforms = ({"name": "to_unit"}, {"name": "augment", "rate": 0.12})
     config.cond = ("label", "augment")
     config.schedule = {"name": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

@@ -15,6 +15,7 @@ def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds."""
     config = base.get_training(mode)
     config.data = {"name": "tfds", "dataset": "cifar10", "split": "train"}
+    config.expects = {"x": (32, 32, 3), "dtype": "uint8", "classes": 10}
     config.transforms = ({"name": "to_unit"}, {"name": "flip", "rate": 0.5}, {"name": "keep", "entries": ("x",)})
     config.schedule = {"name": "rectified"}
     config.network = {

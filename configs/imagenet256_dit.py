@@ -21,6 +21,7 @@ def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds."""
     config = base.get_training(mode)
     config.data = {"name": "array", "path": "imagenet256_latents.array_record"}
+    config.expects = {"x": (32, 32, 4), "dtype": "float32", "classes": 1000}
     config.transforms = ({"name": "drop_label", "rate": 0.1},)
     config.cond = ("label",)
     config.schedule = {

@@ -15,6 +15,7 @@ def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds."""
     config = base.get_training(mode)
     config.data = {"name": "tfds", "dataset": "imagenet2012", "split": "train"}
+    config.expects = {"x": (None, None, 3), "dtype": "uint8", "classes": 1000}
     config.transforms = ({"name": "adm_crop", "side": 64}, {"name": "flip", "rate": 0.5}, {"name": "to_unit"})
     config.cond = ("label",)
     config.schedule = {"name": "discrete", "world": {"name": "squared_cosine", "steps": 1000}}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import make_pipeline, make_source
+from diffusion_jax.data.blank import check_expected
 from diffusion_jax.data.words import encoded
 from diffusion_jax.denoisers.guidance import GUIDANCE, within
 from diffusion_jax.denoisers.network import doubled, make_denoiser
@@ -120,11 +121,16 @@ def make_model(config: Any, info: Any) -> Model:
     return Model(schedule, module, apply, prediction, classes, told)
 
 
-def make_training(config: Any, *, shard: tuple[int, int] = (0, 1)) -> Training:
-    """Build everything that training takes; whatever is wrong with the config is said here."""
+def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any = None) -> Training:
+    """Build everything that training takes; whatever is wrong with the config is said here.
+
+    `source` stands for the config's own data.
+    """
     part = config["training"]
     _check_heard(config["cond"])
-    source = make_source(config["data"])
+    if source is None:
+        source = make_source(config["data"])
+        check_expected(source, config["expects"])
     batches = make_pipeline(
         source,
         (*config["transforms"], *([{"name": "condition", "entries": config["cond"]}] if config["cond"] else ())),

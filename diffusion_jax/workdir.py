@@ -27,6 +27,7 @@ PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint
 # What may change from one start of a run to the next without making it another run.
 FREE = {
     "evaluation",
+    "expects",
     "sampling",
     *(
         f"training.{key}"

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax.process.oracle import Mixture, gaussian, mixture
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.types import Schedule, Solver
+from tests import laws
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ SDE_CASES = (
 ADAPTIVE_CASES = (Case("adaptive", 0),)
 
 ALL_CASES = ODE_CASES + FINE_CASES + SDE_CASES + ADAPTIVE_CASES
+
+
+def first_variants(cases: tuple[Case, ...] | list[Case]) -> list[Any]:
+    """Cases of a law of which a default run meets the first variant of every solver; the others are slow."""
+    firsts = {case.name: case for case in reversed(cases)}
+    return laws.quick(cases, *firsts.values())
 
 
 def two_dimensional() -> dict[str, Mixture]:

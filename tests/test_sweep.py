@@ -68,6 +68,7 @@ def test_keys_that_are_not_there_are_refused(points, key, message):
         sweep(Question(points, **ASKED), {key: (1, 2)})
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_table_and_a_picture(points, capsys):
     told = ["--workdir", str(points), "--metrics", "sliced_distance,surplus_nats", "--samples", "30"]
     assert command(["sweep", *told, "--over", "steps=1,2", "--over=solver=euler,heun"]) == 0

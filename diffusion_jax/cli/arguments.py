@@ -36,6 +36,16 @@ class Arguments(NamedTuple):
     workdir: Path
 
 
+class PlanArguments(NamedTuple):
+    """Which config is compiled for which devices, and where what was found is kept."""
+
+    config: Any
+    topology: str
+    work: str
+    largest: bool
+    out: Path | None
+
+
 def read(argv: Sequence[str]) -> Arguments:
     """Read the command line, or raise an error that names the mistake and its remedy."""
     source, argv = _take_config(list(argv))
@@ -96,6 +106,18 @@ def read_likelihood(argv: Sequence[str]) -> dict[str, Any]:
     if values.way:
         given["name"] = values.way
     return {"workdir": workdir, "sampling": values.config, **given}
+
+
+def read_plan(argv: Sequence[str]) -> PlanArguments:
+    """Read the command line of `plan`."""
+    source, argv = _take_config(list(argv))
+    values = flags.FlagValues()
+    for name, default in (("topology", "local"), ("work", "both"), ("out", None)):
+        flags.DEFINE_string(name, default, name, flag_values=values)
+    flags.DEFINE_boolean("largest", True, "look for the largest batch", flag_values=values)
+    _parse(values, load_config(source), argv)
+    out = values.out and Path(values.out)
+    return PlanArguments(values.config, values.topology, values.work, values.largest, out)
 
 
 def read_report(argv: Sequence[str]) -> dict[str, Any]:

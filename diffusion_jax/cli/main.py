@@ -48,6 +48,7 @@ def _overview():
 
 
 COMMANDS = {
+    "plan": "compile a config for a TPU pod that is not here: does it fit, and what can it reach at most?",
     "train": "train a model, or go on with a run that was stopped",
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",

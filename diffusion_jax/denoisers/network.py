@@ -39,6 +39,11 @@ def make_denoiser(apply: Apply, params: Params, schedule: Schedule, *, predictio
     return denoise
 
 
+def _in_turns(first, second):
+    """Return the rows of both in turns: one after the other they would move from device to device."""
+    return jnp.stack([first, second], 1).reshape(-1, *first.shape[1:])
+
+
 def _check_time(t):
     if not isinstance(t, Tracer) and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= 1 + 1e-6)):
         raise ValueError(
@@ -71,14 +76,13 @@ def doubled(
     """
     _check_alike(cond, null)
     alone = [make_denoiser(apply, params, schedule, prediction=prediction, cond=tree) for tree in (cond, null)]
-    joined = jax.tree.map(lambda *rows: jnp.concatenate(rows), cond, null)
-    denoise = make_denoiser(apply, params, schedule, prediction=prediction, cond=joined)
+    denoise = make_denoiser(apply, params, schedule, prediction=prediction, cond=jax.tree.map(_in_turns, cond, null))
 
     def both(x, t):
-        twice = jnp.concatenate([x, x])
-        estimate = denoise(twice, jnp.concatenate([per_example(as_float(t), x)] * 2))
-        first, second = zip(*(jnp.split(value, 2) for value in estimate), strict=True)
-        return type(estimate)(*first), type(estimate)(*second)
+        t = per_example(as_float(t), x)
+        estimate = denoise(_in_turns(x, x), _in_turns(t, t))
+        pairs = [value.reshape(-1, 2, *value.shape[1:]) for value in estimate]
+        return type(estimate)(*(pair[:, 0] for pair in pairs)), type(estimate)(*(pair[:, 1] for pair in pairs))
 
     return Half(both, 0, alone[0]), Half(both, 1, alone[1])
 

@@ -7,11 +7,14 @@ q k' depends on differences of positions only. In two dimensions half of the pai
 column.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from diffusion_jax.devices import platform
 from diffusion_jax.nets.initial import Scheme, fan_average
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.norm import RMSNorm
@@ -104,8 +107,11 @@ def grid_waves(height: int, width: int, dim: int) -> np.ndarray:
 
 def _attend(q, k, v, mask):
     """Choose by platform: cuDNN's fused kernel in half precision, for heads it knows; our own form on CPUs; XLA's."""
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return on_cpu(q, k, v, mask)
-    half = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+    half = platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
     fused = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn" if fused else "xla")
+    if fused:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    # As a fused kernel does, the gradient computes the weights again: they are the largest array that there is.
+    return jax.checkpoint(partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v, mask=mask)

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from diffusion_jax.devices import platform
 from diffusion_jax.nets.product import product
 from diffusion_jax.types import Array
 
@@ -32,7 +33,7 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, in
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return product(x, kernel[0, 0])
     wide = min(kernel.shape[2:]) >= NARROW
-    if stride == 1 and padding is None and wide and jax.default_backend() == "cpu":
+    if stride == 1 and padding is None and wide and platform() == "cpu":
         return by_products(x, kernel)
     return plain(x, kernel, stride, padding)
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from diffusion_jax.devices import platform
 from diffusion_jax.types import Array, Params
 
 SIZE = 299
@@ -241,7 +242,7 @@ def _convolve(conv, kernel, x):
     if conv.window == (1, 1):
         return jnp.tensordot(x, kernel[0, 0], 1, precision=highest)
     padding, keep = conv.padding, slice(None)
-    if padding == "VALID" and jax.default_backend() == "cpu":
+    if padding == "VALID" and platform() == "cpu":
         # XLA has a way for padded convolutions that is four times as fast here; what the zeros touch is cut off.
         padding, keep = [(0, conv.stride)] * 2, slice((x.shape[1] - conv.window[0]) // conv.stride + 1)
     y = lax.conv_general_dilated(

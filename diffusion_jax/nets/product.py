@@ -6,15 +6,15 @@ On CPUs the sum over several axes makes XLA copy dL/dy into another order, which
 over one axis it does not. Elsewhere the axes are left as they are, so that each keeps its place on the devices.
 """
 
-import jax
 import jax.numpy as jnp
 
+from diffusion_jax.devices import platform
 from diffusion_jax.types import Array
 
 
 def product(x: Array, kernel: Array) -> Array:
     """Evaluate Eq. (1) for x (..., in) and a kernel (in, out)."""
-    return flat(x, kernel) if jax.default_backend() == "cpu" else jnp.tensordot(x, kernel, 1)
+    return flat(x, kernel) if platform() == "cpu" else jnp.tensordot(x, kernel, 1)
 
 
 def flat(x: Array, kernel: Array) -> Array:

@@ -1,6 +1,6 @@
 """What a block keeps for its gradient, and what it computes again: memory against time (Chen et al. 2016).
 
-none      keep everything
+none      keep everything but the kernels that other devices hold, which are gathered again
 dots      keep the results of matrix products and compute the rest, which is cheap, again
 blocks    keep a block's input only and compute the whole block again
 """
@@ -10,10 +10,15 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from diffusion_jax.devices import GATHERED, gathers
+
 
 def none(block: Any, *, scanned: bool) -> Any:
-    """Keep everything."""
-    return block
+    """Keep everything but gathered kernels."""
+    if not gathers():
+        return block
+    policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+    return nn.remat(block, policy=policy, prevent_cse=not scanned)
 
 
 def dots(block: Any, *, scanned: bool) -> Any:

@@ -1,4 +1,4 @@
-"""How many floating-point operations a function asks for, and what share of the device's peak that is.
+"""How many floating-point operations a function asks for.
 
 Matrix products and convolutions are counted, in the function as it is written: a loop counts as often as it runs and a
 recomputed block twice, on whatever device, and nothing is compiled. The rest is a few percent of any network.
@@ -6,26 +6,6 @@ recomputed block twice, on whatever device, and nothing is compiled. The rest is
 
 import math
 from typing import Any
-
-# Dense bfloat16 products per second, from the makers' data sheets; the first name that the device's contains counts.
-PEAKS = {
-    "TPU v6": 918e12,
-    "TPU v5p": 459e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "TPU v3": 123e12,
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
-
-
-def peak(device: Any) -> float | None:
-    """Return the operations per second that a device can do in bfloat16, or None where they are not known."""
-    return next((value for name, value in PEAKS.items() if name in device.device_kind), None)
 
 
 def flops_of(jaxpr: Any) -> float:

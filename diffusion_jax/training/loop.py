@@ -1,7 +1,8 @@
 """The loop of training: batches in, steps, and what happens every so many of them.
 
 SIGTERM and SIGINT are answered after the step at hand: a checkpoint is written and `Stopped` raised. A second one ends
-the process at once.
+the process at once. Where several processes train as one, JAX's runtime passes a signal on to all of them and finds a
+step that none has gone beyond, after which all of them stop.
 """
 
 import collections
@@ -14,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from diffusion_jax.training.flops import flops_of, peak
+from diffusion_jax.training.chips import chip_of
+from diffusion_jax.training.flops import flops_of
 from diffusion_jax.training.logbook import Logbook, Means
 from diffusion_jax.training.parallel import Parallel
 from diffusion_jax.types import Batch
@@ -92,9 +95,10 @@ def train(
                 if step % hook.every == 0 if step < plan.steps else hook.last:
                     with clock.paused():
                         hook.call(state, step)
-            if told.signal is not None:
+            stop = told.stop(step)
+            if stop is not None:
                 save(state)
-                raise Stopped(f"stopped by {told.signal} after step {step}; it is saved, and the same command goes on.")
+                raise Stopped(f"stopped by {stop} after step {step}; it is saved, and the same command goes on.")
     return state
 
 
@@ -141,9 +145,9 @@ class Clock:
         values = {"examples_per_second": rate * self._examples, "data_wait": self._waited / length}
         if self.flops:
             values["flops_per_second"] = rate * self.flops
-            most = peak(jax.devices()[0])
-            if most is not None:
-                values["share_of_peak"] = values["flops_per_second"] / (most * jax.device_count())
+            chip = chip_of(jax.devices()[0])
+            if chip is not None:
+                values["share_of_peak"] = values["flops_per_second"] / (chip.flops * jax.device_count())
         self._reset()
         return values
 
@@ -160,8 +164,15 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            numbers = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGTERM, signal.SIGINT]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
+
+    def stop(self, step: int) -> str | None:
+        """Return the signal after which to stop at this step, if any; all processes of a run get the same answer."""
+        if jax.process_count() == 1:
+            return self.signal
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
@@ -171,6 +182,8 @@ class Signals:
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX listens to
 
 
 def _check_sound(step, in_a_row, plan):

@@ -21,13 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.devices import AXES, BATCH, DATA, FSDP, TENSOR, split_by_tensor
+from diffusion_jax.devices import AXES, BATCH, DATA, FSDP, TENSOR, split_of
 from diffusion_jax.naming import lookup, suggestion
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import Step
 from diffusion_jax.types import Batch
-
-LEAST = 2**12  # numbers; a smaller kernel is whole on every device, since to gather it takes longer than to keep it
 
 
 class Parallel(NamedTuple):
@@ -64,7 +62,7 @@ def make_mesh(devices: Any = None, *, sizes: Mapping[str, int] | None = None) ->
             "divide it where one size is -1."
         )
     shape = [devices.size // fixed if asked[name] == -1 else asked[name] for name in AXES]
-    local = jax.local_device_count()
+    local = sum(device.process_index == devices[0].process_index for device in devices)
     if shape[2] > 1 and devices.size > local and local % shape[2]:
         raise ValueError(f"the mesh is {shown}; tensor must divide the {local} devices of a host.")
     return Mesh(devices.reshape(shape), AXES)
@@ -110,20 +108,9 @@ def layout_of(state: Any, mesh: Mesh) -> Any:
 
     def place(path, leaf):
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, split_of("/".join(map(str, names)), leaf.shape, mesh))
+        return NamedSharding(mesh, split_of("/".join(map(str, names)), leaf.shape, mesh.shape))
 
     return jax.tree.map_with_path(place, state)
-
-
-def split_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Return which axes of a parameter are split over which axes of the mesh."""
-    axes = split_by_tensor(name, shape, mesh.shape[TENSOR])
-    if mesh.shape[FSDP] > 1 and name.endswith("kernel") and math.prod(shape) >= LEAST:
-        # Of a kernel, its inputs or outputs, and never the layers of a scan or the window of a convolution.
-        free = [axis for axis in (-1, -2) if axes[axis] is None and shape[axis] % mesh.shape[FSDP] == 0]
-        if free:
-            axes[max(free, key=lambda axis: shape[axis])] = FSDP
-    return PartitionSpec(*axes)
 
 
 def by_pmap(make_step: Callable[..., Step], mesh: Mesh) -> Parallel:

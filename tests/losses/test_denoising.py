@@ -56,7 +56,7 @@ def test_every_prediction_and_weighting_has_a_closed_form():
     assert {row[0] for row in ROWS} == set(WEIGHTINGS)
 
 
-@pytest.mark.parametrize("prediction", quick(PREDICTIONS, "eps", "velocity"))
+@pytest.mark.parametrize("prediction", quick(PREDICTIONS, "velocity"))
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_posterior_mean_is_the_minimum_and_its_loss_the_posterior_variance(row, prediction, batch):
     check(COSINE, prediction, row, TIMES["stratified"](), batch)

@@ -91,6 +91,7 @@ def within_chance(got, steps):
     assert abs(float(got) - steps.mean()) < 5 * steps.std() / np.sqrt(BATCH) + 0.01 * abs(steps.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", quick(["eps", "v"], "v"))
 def test_the_hybrid_loss_is_its_two_parts(prediction, batch):
     """Eq. (1), with L_simple the posterior variance and L_vlb the closed form, its derivative in the fraction too."""

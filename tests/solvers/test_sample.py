@@ -19,7 +19,7 @@ from diffusion_jax.solvers.ode import ONE_STEP
 from diffusion_jax.solvers.solver import encode, evaluations, progress, sample
 from diffusion_jax.solvers.unipc import VARIANTS
 from tests import laws
-from tests.solver_cases import ALL_CASES, FINE_CASES, ODE_CASES, SDE_CASES, start, two_dimensional
+from tests.solver_cases import ALL_CASES, FINE_CASES, ODE_CASES, SDE_CASES, first_variants, start, two_dimensional
 
 KEY = jax.random.key(7)
 RECTIFIED = laws.SCHEDULE_CASES["rectified"]()
@@ -55,7 +55,7 @@ def test_every_solver_keeps_the_protocol(name):
 STARTED = [case for case in FINE_CASES if "start" in case.keywords]
 
 
-@pytest.mark.parametrize("case", (*ODE_CASES, *STARTED, *SDE_CASES), ids=lambda case: case.label)
+@pytest.mark.parametrize("case", first_variants([*ODE_CASES, *STARTED, *SDE_CASES]), ids=lambda case: case.label)
 def test_evaluations_are_those_claimed(case):
     schedule = laws.SCHEDULE_CASES["linear_beta"]()
     solver = case.make(schedule)
@@ -73,7 +73,7 @@ def test_heun_counts_as_published(steps, count):
     assert evaluations(SOLVERS["edm"](schedule), np.linspace(1, 0, steps + 1), schedule) == count
 
 
-@pytest.mark.parametrize("case", SDE_CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", first_variants(SDE_CASES), ids=lambda case: case.label)
 def test_a_sample_does_not_depend_on_its_batch_or_devices(case):
     solver, denoise = case.make(RECTIFIED), DATA.denoiser(RECTIFIED)
     times, keys = jnp.linspace(1, 0, 6), example_keys(KEY, 64)
@@ -109,7 +109,7 @@ def test_nothing_recompiles_when_values_change():
     assert len(traces) == before
 
 
-@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", first_variants(ALL_CASES), ids=lambda case: case.label)
 def test_a_program_holds_the_network_once(case):
     """Stages are scans, so compiling does not grow with them; another branch may hold it once more."""
     exact = DATA.denoiser(RECTIFIED)
@@ -146,7 +146,9 @@ def test_half_precision_is_raised_to_float32():
     assert got.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("case", [case for case in ODE_CASES if case.name != "edm"], ids=lambda case: case.label)
+@pytest.mark.parametrize(
+    "case", first_variants([case for case in ODE_CASES if case.name != "edm"]), ids=lambda case: case.label
+)
 def test_gradients_flow_through_a_sampler(case):
     """From pure noise to clean, where branches that are not taken are full of infinities."""
     solver, times = case.make(RECTIFIED), jnp.linspace(1, 0, 5)
@@ -218,7 +220,7 @@ BAD_SOLVERS = [
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-@pytest.mark.parametrize("start", [None, *sorted(ONE_STEP)])
+@pytest.mark.parametrize("start", laws.quick([None, *sorted(ONE_STEP)], None, "heun", "rk4"))
 def test_any_start_gives_the_order_it_claims_room_for(variant, start):
     """A start of order q leaves a local error of h^(q+1), so no more than q + 1 is claimed."""
     solver = SOLVERS["unipc"](RECTIFIED, order=3, variant=variant, start=start)

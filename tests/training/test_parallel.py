@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from diffusion_jax.devices import split_of
 from diffusion_jax.launch.distributed import VARIABLE, described, join
 from diffusion_jax.losses.denoising import denoising_loss
 from diffusion_jax.nets import NETWORKS
@@ -22,7 +23,7 @@ from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.ema import AVERAGES
 from diffusion_jax.training.logbook import read
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.parallel import layout_of, make_mesh, parallelize, split_of
+from diffusion_jax.training.parallel import layout_of, make_mesh, parallelize
 from diffusion_jax.training.state import start_state
 from diffusion_jax.training.step import make_train_step
 from tests.laws import quick
@@ -115,18 +116,18 @@ def test_the_compiled_step_communicates_as_its_mesh_says():
 
 def test_layers_of_a_scan_and_windows_are_never_split():
     mesh = make_mesh(sizes={"fsdp": 4, "data": 2})
-    assert split_of("blocks/dense_1/kernel", (8, 128, 512), mesh) == P(None, None, "fsdp")
-    assert split_of("blocks/dense_1/bias", (8, 1024), mesh) == P(None, None)
-    assert split_of("down/conv_1/kernel", (4, 4, 64, 32), mesh) == P(None, None, "fsdp", None)
-    assert split_of("first/kernel", (3, 3, 3, 128), mesh) == P(None, None, None, None)  # small
+    assert split_of("blocks/dense_1/kernel", (8, 128, 512), mesh.shape) == P(None, None, "fsdp")
+    assert split_of("blocks/dense_1/bias", (8, 1024), mesh.shape) == P(None, None)
+    assert split_of("down/conv_1/kernel", (4, 4, 64, 32), mesh.shape) == P(None, None, "fsdp", None)
+    assert split_of("first/kernel", (3, 3, 3, 128), mesh.shape) == P(None, None, None, None)  # small
 
 
 def test_the_columns_of_one_product_meet_the_rows_of_the_next():
     mesh = make_mesh(sizes={"tensor": 2, "fsdp": 2, "data": 2})
-    assert split_of("ema/blocks/dense_1/kernel", (8, 128, 512), mesh) == P(None, "fsdp", "tensor")
-    assert split_of("blocks/dense_2/kernel", (8, 512, 128), mesh) == P(None, "tensor", "fsdp")
-    assert split_of("layer/to_text/kv/kernel", (64, 128), mesh) == P("fsdp", "tensor")
-    assert split_of("layer/attention/out/kernel", (63, 64), mesh) == P(None, None)  # cannot be halved
+    assert split_of("ema/blocks/dense_1/kernel", (8, 128, 512), mesh.shape) == P(None, "fsdp", "tensor")
+    assert split_of("blocks/dense_2/kernel", (8, 512, 128), mesh.shape) == P(None, "tensor", "fsdp")
+    assert split_of("layer/to_text/kv/kernel", (64, 128), mesh.shape) == P("fsdp", "tensor")
+    assert split_of("layer/attention/out/kernel", (63, 64), mesh.shape) == P(None, None)  # cannot be halved
 
 
 def test_moments_and_averages_lie_as_their_parameters_do():
