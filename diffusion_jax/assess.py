@@ -172,7 +172,8 @@ def prepare_model(
         values |= exact(model, None, of_model)
         where = origin(model, folder) | ({"seed": list(request.seeds)} if request.seeds else {})
         cards = Cards(_card(name, value, request, side, where) for name, value in values.items())
-        keep_cards(folder, model.step, cards)
+        if jax.process_index() == 0:
+            keep_cards(folder, model.step, cards)
         return cards
 
     return job

@@ -117,11 +117,11 @@ def carry_out(run: Run) -> dict[str, float]:
 
 
 def _show(run, state, step, logbook, *, thorough=False):
-    """Sample, keep the picture, and measure what can be measured; one host does."""
+    """Sample, keep the picture, and measure what can be measured; the first host does all but the sampling."""
     training, model = run.training, _sampled(run, state, step)
+    drawn = draw(model, compiled=run.compiled)
     if jax.process_index():
         return {}
-    drawn = draw(model, compiled=run.compiled)
     logbook.picture(step, "samples", picture(drawn, model.info, source=training.source))
     found = judge(training.source, drawn)
     if thorough and isinstance(training.source, Density) and not training.model.classes:
@@ -150,12 +150,10 @@ def _prepare_evaluation(config, folder, training, compiled):
 
 
 def _evaluate(run, state, step, logbook):
-    """Measure the model at hand under each setting and note the values; one host does, and keeps the cards."""
+    """Measure the model at hand under each setting and note the values; every host does, and the first keeps them."""
     settings = run.config.evaluation.settings or ({},)
     averages = {setting.get("average", run.config.sampling.average) for setting in settings}
     held = {average: _averaged(run, state, average) for average in sorted(averages)}
-    if jax.process_index():
-        return
     sets = run.answer(lambda model: model._replace(params=held[model.config.sampling.average], step=step))
     for setting, cards in zip(settings, sets, strict=True):
         where = "".join(f"{key}={value}/" for key, value in setting.items())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from diffusion_jax import plots
 from diffusion_jax.data.density import Density
@@ -17,7 +18,7 @@ from diffusion_jax.data.pixels import to_uint8
 from diffusion_jax.data.source import Info
 from diffusion_jax.devices import layout
 from diffusion_jax.evaluation.cached import digest
-from diffusion_jax.evaluation.generate import generate
+from diffusion_jax.evaluation.generate import fill, generate
 from diffusion_jax.experiment import at_least, captions_of, conditions, labels_of, make_sampler, make_sampling
 from diffusion_jax.pretrained.rules import flat
 from diffusion_jax.pretrained.weights import fingerprint
@@ -37,23 +38,31 @@ class Drawn(NamedTuple):
 def draw(model: Trained, *, count: int | None = None, compiled: dict[str, Any] | None = None) -> Drawn:
     """Draw `count` samples, by default `sampling.count`; sample i is the same in any batch size.
 
-    `compiled` is that of `make_sampler`.
+    Hosts that train as one draw batches in turns, and each returns all. `compiled` is that of `make_sampler`.
     """
     part = model.config["sampling"]
     total = part["count"] if count is None else count
     size = min(part["batch_size"], total)
     sampler = make_sampler(model.config, model.model, model.info, compiled=compiled)
-    samples = []
-    for first in range(0, total, size):
-        indices = np.minimum(np.arange(first, first + size), total - 1)  # the last batch is filled up
+    host, hosts = jax.process_index(), jax.process_count()
+    batches = []
+    for round_ in range(0, total, hosts * size):
+        first = round_ + host * size
+        indices = np.minimum(np.arange(first, first + size), total - 1)  # what is too much is left out
         cond = conditions(model.config, model.model, indices)
         drawn = sampler(model.params, jax.random.key(part["seed"]), jnp.asarray(indices), cond)
-        samples.append(np.asarray(drawn)[: total - first])
-    return told_of(model, np.concatenate(samples))
+        batches.append(np.asarray(drawn))
+    rounds = np.stack(batches)[:, None]  # (rounds, hosts, batch, ...)
+    if hosts > 1:
+        rounds = multihost_utils.process_allgather(rounds[:, 0]).swapaxes(0, 1)
+    return told_of(model, rounds.reshape(-1, *rounds.shape[3:])[:total])
 
 
 def kept(model: Trained, folder: Path, count: int, *, compiled: dict[str, Any] | None = None) -> Iterator[np.ndarray]:
-    """Yield the first `count` images of a model in uint8, of which those that the folder has are not drawn again."""
+    """Yield the first `count` images of a model in uint8, of which those that the folder has are not drawn again.
+
+    Hosts that train as one share the drawing, and each yields all.
+    """
     config = model.config
     part = plain(config.sampling)
     del part["count"], part["batch_size"]
@@ -67,7 +76,11 @@ def kept(model: Trained, folder: Path, count: int, *, compiled: dict[str, Any] |
         cond = conditions(config, model.model, indices)
         return to_uint8(sampler(params, chance, *jax.device_put((indices, cond), where.split)))
 
-    return generate(draw, count, folder / "generated" / key[:16], batch=config.sampling.batch_size)
+    folder, batch = folder / "generated" / key[:16], config.sampling.batch_size
+    if jax.process_count() > 1:
+        fill(draw, count, folder, batch=batch, share=(jax.process_index(), jax.process_count()))
+        multihost_utils.sync_global_devices(str(folder))
+    return generate(draw, count, folder, batch=batch, progress=jax.process_index() == 0)
 
 
 def told_of(model: Trained, samples: np.ndarray) -> Drawn:

@@ -4,6 +4,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the compiler for TPUs, where it is installed, looks for one
 # Tests are tiny and compiling dominates them; 8 devices stand for a pod. Both must be said before jax starts.
 os.environ.setdefault(
     "XLA_FLAGS",

@@ -62,7 +62,7 @@ def largest_batch(work: Work, found: Found) -> Found | None:
     other = work.build(2 * found.batch if found.fits else max(found.batch // 2 // work.unit, 1) * work.unit)
     known = {one.batch: one for one in (found, other)}
     for _ in range(TRIES):
-        batch = _next(known, work.unit, found.there)
+        batch = _next(list(known.values()), work.unit)
         if batch in known or batch < work.unit:
             break
         known[batch] = work.build(batch)
@@ -104,15 +104,15 @@ def row(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _next(known, unit, there):
-    """Return the batch at which the line through the two nearest to the limit reaches it."""
-    low, high = sorted(sorted(known.values(), key=lambda one: abs(one.needed - there))[:2], key=lambda one: one.batch)
-    slope = (high.needed - low.needed) / max(high.batch - low.batch, 1)
-    if slope <= 0:
-        return 0
-    limit = min((one.batch for one in known.values() if not one.fits), default=None)
-    batch = int((low.batch + (there - low.needed) / slope) // unit) * unit
-    return batch if limit is None else min(batch, limit - unit)
+def _next(known, unit):
+    """Return the batch at which a line reaches the limit, which lies between its ends if there are such."""
+    known = sorted(known, key=lambda one: one.batch)
+    fitting, others = ([one for one in known if one.fits is fits] for fits in (True, False))
+    low, high = (fitting[-1], others[0]) if fitting and others else known[-2:] if fitting else known[:2]
+    slope = (high.needed - low.needed) / (high.batch - low.batch)
+    there = min(one.there for one in known)
+    batch = int((low.batch + (there - low.needed) / slope) // unit) * unit if slope > 0 else 0
+    return min(batch, others[0].batch - unit) if others else batch
 
 
 def _sides(plan):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.evaluation.generate import generate, stored
+from diffusion_jax.evaluation.generate import fill, generate, stored
 
 
 def pictures(indices):
@@ -35,6 +35,25 @@ def test_what_is_there_is_not_drawn_again_and_gaps_are_filled(tmp_path):
     drawn.clear()
     assert numbers(generate(noted, 14, tmp_path, batch=8, progress=False)) == list(range(14))
     assert drawn == [4, 5, 6, 7, 12, 13]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 5])
+@pytest.mark.parametrize("before", [[], [(10, 4)], [(33, 5)]])
+def test_hosts_fill_a_folder_together_and_none_draws_what_is_anothers(tmp_path, hosts, before):
+    for count, size in before:
+        list(generate(pictures, count, tmp_path, batch=size, progress=False))
+    drawn = []
+
+    def noted(indices):
+        drawn.extend(sorted(set(indices.tolist())))
+        return pictures(indices)
+
+    for host in reversed(range(hosts)):  # in whatever order
+        fill(noted, 37, tmp_path, batch=6, share=(host, hosts))
+    missing = set(range(37)) - {place for count, _ in before for place in range(count)}
+    assert sorted(drawn) == sorted(missing)
+    drawn.clear()
+    assert numbers(generate(noted, 37, tmp_path, batch=6, progress=False)) == list(range(37)) and not drawn
 
 
 def test_a_kill_loses_no_finished_batch(tmp_path):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from PIL import Image
 
 from diffusion_jax.devices import split_of
 from diffusion_jax.launch.distributed import VARIABLE, described, join
@@ -170,6 +171,7 @@ def test_processes_that_join_train_as_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [*IMAGES[1:], "--config.training.tensorboard=False", "--config.training.steps=3"]
+    flags += ["--config.sampling.batch_size=4", "--config.sampling.count=10"]
 
     def begin(workdir, *more, **environment):
         words = [sys.executable, "-m", "diffusion_jax", "train", "--config", str(CONFIGS / IMAGES[0]), *flags, *more]
@@ -186,6 +188,9 @@ def test_processes_that_join_train_as_one(tmp_path):
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert [line["step"] for line in read(tmp_path / "two") if "loss" in line] == [1, 2, 3]
+    # They share the drawing of the samples as well: an odd number of batches, and the picture of one.
+    shown = [np.asarray(Image.open(next((tmp_path / name / "pictures").glob("*.png")))) for name in ("two", "one")]
+    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 2
 
 
 @pytest.mark.parametrize("said", ["2/2@host:1", "0/2", "0/2@host", "x"])
