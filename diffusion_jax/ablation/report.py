@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Report:
         )
 
     def _page(self, question):
-        sections = [_paragraphs(question), _table(self.table), f"<p class=note>{html.escape(self._words())}</p>"]
+        sections = [_paragraphs(question), _table(self.table), f"<p class=note>{_inline(self._words())}</p>"]
         for metric in metrics_of(self.rows):
             drawn = [draw(self.rows, metric) for draw in (pictures.heat_map, pictures.against_evaluations)]
             sections += [_figure(figure, metric) for figure in drawn if figure is not None]
@@ -112,7 +113,13 @@ def _table(markdown: str) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{html.escape(part)}</p>" for part in text.split("\n\n") if part)
+    """Return paragraphs, of which the first is what was asked."""
+    first, *rest = [_inline(part) for part in text.split("\n\n") if part] or ["Report"]
+    return f"<h1>{first}</h1>" + "".join(f"<p>{part}</p>" for part in rest)
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _figure(figure: Figure, name: str) -> str:
@@ -132,7 +139,8 @@ PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #0c0f1d; background: #ece9e1; max-width: 1100px; margin: 2em auto;
        padding: 0 1em }
-table { border-collapse: collapse; margin: 1.5em 0; background: #f7f5f0; display: block; overflow-x: auto }
+h1 { font-size: 1.5em }
+table { border-collapse: collapse; margin: 1.5em 0; background: #f7f5f0; max-width: 100%; overflow-x: auto }
 th, td { padding: 0.3em 0.8em; text-align: right; border-bottom: 1px solid #d6d1c4; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 td.chance { color: #9b988f }

@@ -39,6 +39,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
             raise SystemExit(PREEMPTED) from None
         except Diverged as diverged:
             raise SystemExit(f"error: {diverged}") from None
+        if built.held is None:
+            return  # the first of several processes tells
         for name, value in found.items():
             print(f"{name:<24} {value:.4g}")
         print(f"wrote {workdir}/pictures/samples_{config.training.steps:08d}.png")

@@ -1,6 +1,7 @@
 """Meshes: any arrangement of the devices gives the parameters of one, and memory is shared as they say."""
 
 import functools
+import json
 import os
 import re
 import socket
@@ -172,6 +173,8 @@ def test_processes_that_join_train_as_one(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [*IMAGES[1:], "--config.training.tensorboard=False", "--config.training.steps=3"]
     flags += ["--config.sampling.batch_size=4", "--config.sampling.count=10"]
+    flags += ["--config.evaluation.every=3", "--config.evaluation.metrics=('agreement',)"]
+    flags += ["--config.evaluation.samples=10"]
 
     def begin(workdir, *more, **environment):
         words = [sys.executable, "-m", "diffusion_jax", "train", "--config", str(CONFIGS / IMAGES[0]), *flags, *more]
@@ -191,6 +194,8 @@ def test_processes_that_join_train_as_one(tmp_path):
     # They share the drawing of the samples as well: an odd number of batches, and the picture of one.
     shown = [np.asarray(Image.open(next((tmp_path / name / "pictures").glob("*.png")))) for name in ("two", "one")]
     assert np.abs(shown[0].astype(int) - shown[1]).max() <= 2
+    rows = [(tmp_path / name / "evaluations.jsonl").read_text().splitlines() for name in ("two", "one")]
+    assert len(rows[0]) == 1 and json.loads(rows[0][0])["value"] == json.loads(rows[1][0])["value"]
 
 
 @pytest.mark.parametrize("said", ["2/2@host:1", "0/2", "0/2@host", "x"])
