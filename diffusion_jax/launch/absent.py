@@ -10,8 +10,9 @@ import jax
 
 SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # a slice of which generation has how many
 
-# What libtpu would ask the machine for, which is none.
+# What libtpu would ask the machine for, which is none, and that it may be loaded by several processes at a time.
 NOWHERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -48,6 +49,8 @@ def devices_of(topology: str) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
         raise ValueError(
             f"there is no slice {topology}: {str(error).splitlines()[0]}. A host has 2 x 2 chips, so sides are even."
         ) from None

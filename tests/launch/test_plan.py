@@ -11,11 +11,12 @@ from diffusion_jax.config import changed, load_config
 from diffusion_jax.launch.absent import devices_of
 from diffusion_jax.launch.plan import Plan, largest_batch, make_plan, row, told
 from diffusion_jax.launch.traffic import Collective, Traffic
-from diffusion_jax.launch.work import Found, Work, sampling_work, training_work
+from diffusion_jax.launch.work import Found, Work, training_work
 from diffusion_jax.training.chips import CHIPS, GIB
 from tests.runs import CONFIGS
 
 SMOKE = f"{CONFIGS / 'quickstart.py'}:smoke"
+POINTS = f"{CONFIGS / 'toy_2d.py'}:smoke"
 CHIP = CHIPS["TPU v5e"]
 
 
@@ -114,8 +115,9 @@ def test_mistakes_are_said_before_anything_is_compiled(arguments, message, capsy
 
 
 def planned(topology, **values):
-    """Plan the smoke run's step for TPUs."""
-    config = changed(load_config(SMOKE), {"training.batch_size": 64, **values})
+    """Plan the step of a small network for TPUs."""
+    network = {"name": "mlp", "width": 256, "depth": 2}
+    config = changed(load_config(POINTS), {"training.batch_size": 64, "network": network, **values})
     return make_plan(training_work(config, devices_of(topology)), largest=False)
 
 
@@ -136,8 +138,3 @@ def test_the_compiler_for_tpus_says_what_does_not_fit():
     config = changed(load_config(str(CONFIGS / "imagenet256_dit.py")), {"training.batch_size": 64})
     one = training_work(config, devices_of("v5e:4x4")).build(64)
     assert not one.fits and one.needed > one.there > 15 * GIB
-
-
-@pytest.mark.slow
-def test_sampling_on_tpus_does_not_communicate():
-    assert sampling_work(load_config(SMOKE), devices_of("v5e:2x2")).build(8).traffic.network == 0
