@@ -18,6 +18,7 @@ from diffusion_jax.devices import platform
 from diffusion_jax.nets.initial import Scheme, fan_average
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.norm import RMSNorm
+from diffusion_jax.nets.remat import once_more
 from diffusion_jax.types import Array
 
 
@@ -114,4 +115,4 @@ def _attend(q, k, v, mask):
     if fused:
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     # As a fused kernel does, the gradient computes the weights again: they are the largest array that there is.
-    return jax.checkpoint(partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v, mask=mask)
+    return once_more(partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v, mask=mask)

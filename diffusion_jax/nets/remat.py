@@ -5,6 +5,9 @@ dots      keep the results of matrix products and compute the rest, which is che
 blocks    keep a block's input only and compute the whole block again
 """
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,5 +33,22 @@ def blocks(block: Any, *, scanned: bool) -> Any:
     """Keep the input only."""
     return nn.remat(block, prevent_cse=not scanned)  # a compiler that sees the scan cannot undo it
 
+
+@contextlib.contextmanager
+def within(remat: Any) -> Iterator[None]:
+    """Note, while blocks are traced, whether they are computed again: what is, need not be so once more inside."""
+    token = _AGAIN.set(remat is not none)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
+
+
+def once_more(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a part of a block whose gradient computes it again, unless the block is computed again in any case."""
+    return function if _AGAIN.get() else jax.checkpoint(function)
+
+
+_AGAIN = contextvars.ContextVar("blocks are computed again", default=False)
 
 REMATS = {"none": none, "dots": dots, "blocks": blocks}
