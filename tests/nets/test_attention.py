@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.nets import attention
+from diffusion_jax.nets import attention, remat
 from diffusion_jax.nets.attention import Attention, attend, grid_angles, grid_waves, rotate
 from diffusion_jax.nets.network import initialize
+from diffusion_jax.nets.remat import within
 
 
 def normal(*shape, seed=0) -> Any:
@@ -99,3 +100,17 @@ def test_the_fused_kernel_is_chosen_where_it_exists(platform, dtype, dim, chosen
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, implementation, **__: asked.append(implementation))
     attend(*3 * [jnp.zeros((1, 4, 2, dim), dtype)])
     assert asked == [chosen]
+
+
+@pytest.mark.parametrize("remat", [remat.none, remat.blocks], ids=lambda one: one.__name__)
+def test_off_the_cpu_the_weights_are_not_kept_for_the_gradient(remat, monkeypatch):
+    """The largest array there is: unless blocks are computed again as a whole, which is said once and is enough."""
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    q, k, v = normal(2, 32, 2, 4), normal(2, 48, 2, 4, seed=1), normal(2, 48, 2, 4, seed=2)
+    with within(remat):
+        out, pull = jax.vjp(attend, q, k, v)
+    plain, pull_plain = jax.vjp(jax.nn.dot_product_attention, q, k, v)
+    ours, theirs = ((y, *back(jnp.ones_like(y))) for y, back in ((out, pull), (plain, pull_plain)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tuple(ours), tuple(theirs))
+    largest = max(leaf.size for leaf in jax.tree.leaves(pull))
+    assert (largest < 2 * 2 * 32 * 48) == (remat.__name__ == "none")
