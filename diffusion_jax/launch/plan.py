@@ -24,7 +24,6 @@ class Plan(NamedTuple):
 
     name: str
     where: str
-    chips: int
     chip: Chip | None
     found: Found
     largest: Found | None  # the largest batch that fits, where it was looked for
@@ -51,8 +50,8 @@ def make_plan(work: Work, *, largest: bool = True) -> Plan:
     """Compile the work; with `largest`, look for the largest batch that fits as well."""
     found = work.build(work.batch)
     most = largest_batch(work, found) if largest else None
-    chips, kind = len(work.devices), work.devices[0].device_kind
-    return Plan(work.name, f"{chips} x {kind}", chips, chip_of(work.devices[0]), found, most)
+    first = work.devices[0]
+    return Plan(work.name, f"{len(work.devices)} x {first.device_kind}", chip_of(first), found, most)
 
 
 def largest_batch(work: Work, found: Found) -> Found | None:

@@ -65,7 +65,7 @@ def plan(flops=1e12, memory=1e9, network=1e8, needed=8 * GIB):
     traffic = Traffic(memory, [Collective("all-reduce", 4, 3, network)])
     fits = needed <= CHIP.memory
     one = Found(64, 5.0, needed, CHIP.memory, GIB, flops, traffic if fits else None)
-    return Plan("training", "4 x TPU v5 lite", 4, CHIP, one, None)
+    return Plan("training", "4 x TPU v5 lite", CHIP, one, None)
 
 
 @pytest.mark.parametrize(
