@@ -19,10 +19,14 @@ from diffusion_jax.types import Array
 
 
 class GroupNorm(nn.Module):
-    """Normalise groups of channels and scale them; `modulation` (B, 2 C) holds a further 1 + scale and a shift."""
+    """Normalise groups of channels and scale them; `modulation` (B, 2 C) holds a further 1 + scale and a shift.
+
+    A group has at least `least` channels, if that can be, and `groups` are made fewer for it.
+    """
 
     groups: int = 32
     epsilon: float = 1e-5
+    least: int = 4
 
     @nn.compact
     def __call__(self, x: Array, modulation: Array | None = None) -> Array:
@@ -32,7 +36,7 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             more, further = jnp.split(modulation.astype(jnp.float32), 2, -1)
             scale, shift = scale * (1 + more), shift * (1 + more) + further
-        return group_norm(x, scale, shift, groups=groups_for(channels, self.groups), epsilon=self.epsilon)
+        return group_norm(x, scale, shift, groups=groups_for(channels, self.groups, self.least), epsilon=self.epsilon)
 
 
 class NoNorm(nn.Module):
@@ -40,6 +44,7 @@ class NoNorm(nn.Module):
 
     groups: int = 1
     epsilon: float = 0.0
+    least: int = 1
 
     @nn.compact
     def __call__(self, x: Array, modulation: Array | None = None) -> Array:
@@ -92,9 +97,9 @@ def layer_norm(x: Array, epsilon: float) -> Array:
     return away * jax.lax.rsqrt(jnp.square(away).mean(-1, keepdims=True) + epsilon)
 
 
-def groups_for(channels: int, groups: int) -> int:
-    """Return the largest number of groups up to `groups` that divides the channels, of four or more each if it can."""
-    return math.gcd(channels, min(groups, max(channels // 4, 1)))
+def groups_for(channels: int, groups: int, least: int = 4) -> int:
+    """Return the largest number of groups up to `groups` that divides the channels, of `least` each if it can."""
+    return math.gcd(channels, min(groups, max(channels // least, 1)))
 
 
 def _over_groups(moments, groups):

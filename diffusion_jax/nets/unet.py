@@ -64,6 +64,7 @@ def unet(
     transformers: Any = 1,
     norm: str = "group",
     groups: int = 32,
+    group_width: int = 4,
     epsilon: float = 1e-6,
     activation: str = "silu",
     skip_scale: float = 1.0,
@@ -82,16 +83,17 @@ def unet(
 
     `attention` lists the sizes, of images of `image_size`, at which pixels attend; unless it is empty they also do in
     the middle. `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers`
-    is a number of layers, or one for each level.
+    is a number of layers, or one for each level. There are `groups` of channels, of at least `group_width` each.
     """
     out_channels = channels if out_channels is None else out_channels
-    checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
+    checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, heads=heads)
+    checks.whole("unet", 1, groups=groups, group_width=group_width)
     checks.share("unet", dropout=dropout)
     _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip)
     levels, middle = _levels(image_size, _widths(width, multipliers), attention, (heads, head_width), transformers)
     style = Style(
         activation=lookup(ACTIVATIONS, activation, "activation"),
-        norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon),
+        norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon, least=group_width),
         tell=lookup(TELLS, tell, "tell"), initial=choose(SCHEMES, initial, "initial"),
         dropout=dropout, skip_scale=skip_scale, shortcut=shortcut,
     )  # fmt: skip
