@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # a slice of which generation has how many
+_SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # a slice of which generation has how many
 
 # What libtpu would ask the machine for, which is none, and that it may be loaded by several processes at a time.
-NOWHERE = {
+_NOWHERE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -24,10 +24,10 @@ NOWHERE = {
 def check_topology(topology: str) -> str:
     """Return the name of a topology, or refuse it."""
     generation, _, shape = topology.partition(":")
-    sides = SIDES.get(generation, 0)
+    sides = _SIDES.get(generation, 0)
     if topology != "local" and not (sides and re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{sides - 1}}}", shape)):
         raise ValueError(
-            f"unknown topology '{topology}'. Give 'local', or a generation of TPUs ({', '.join(SIDES)}) with the "
+            f"unknown topology '{topology}'. Give 'local', or a generation of TPUs ({', '.join(_SIDES)}) with the "
             "number of chips along each side, two for v5e and v6e and three for v4 and v5p, as in v5e:4x4 or v5p:4x4x4."
         )
     return topology
@@ -44,7 +44,7 @@ def devices_of(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")  # the arrays of this process; nothing here shall take hold of a TPU
-    for name, value in NOWHERE.items():
+    for name, value in _NOWHERE.items():
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

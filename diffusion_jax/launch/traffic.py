@@ -23,12 +23,12 @@ FREE = {
     "opt-barrier", "iota", "while", "conditional", "call",
 }  # fmt: skip
 SLICES = {"dynamic-slice", "slice", "gather"}
-NARROW = {"pred": 1.0, "token": 0.0, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25}  # bytes; else the number of bits
+_NARROW = {"pred": 1.0, "token": 0.0, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.25}  # bytes; else the number of bits
 NOTHING = r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollectiveStart|AsyncCollectiveDone)"'
 ARRAY = r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?"
 CALLED = r"(?:calls|to_apply)=%?([\w.\-]+)"
 
-COLLECTIVES = {
+_COLLECTIVES = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -83,7 +83,7 @@ def traffic_of(text: str) -> Traffic:
         if not inside:
             memory += times * _moved(program, one)
         kind = one.code.removesuffix("-start")
-        if kind in COLLECTIVES:
+        if kind in _COLLECTIVES:
             # One that is split into parts, to compute meanwhile, is written once for each; its channel is the same.
             channel = re.search(r"channel_id=(\d+)", one.rest)
             found[channel[1] if channel else one.name] = (kind, _members(one.rest, devices), times, _sent(one))
@@ -91,7 +91,7 @@ def traffic_of(text: str) -> Traffic:
     for kind, members, times, sent in found.values():
         if members > 1:
             before = rows.get((kind, members), Collective(kind, members, 0, 0.0))
-            received = before.bytes + times * COLLECTIVES[kind](members) * sent
+            received = before.bytes + times * _COLLECTIVES[kind](members) * sent
             rows[kind, members] = Collective(kind, members, before.times + times, received)
     return Traffic(memory, sorted(rows.values(), key=lambda row: -row.bytes))
 
@@ -101,7 +101,7 @@ def size_of(shape: str, *, anywhere: bool = False) -> float:
     total = 0.0
     for kind, lengths, layout in re.findall(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", shape):
         if anywhere or not re.search(r"S\([1-9]", layout):
-            width = NARROW.get(kind) or int((re.search(r"\d+", kind) or "0")[0]) / 8
+            width = _NARROW.get(kind) or int((re.search(r"\d+", kind) or "0")[0]) / 8
             total += width * math.prod(int(length) for length in lengths.split(",") if length)
     return total
 

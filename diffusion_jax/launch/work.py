@@ -20,7 +20,7 @@ from diffusion_jax.training.flops import flops_of
 from diffusion_jax.training.parallel import make_mesh, parallelize
 from diffusion_jax.training.step import make_train_step
 
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Found(NamedTuple):
@@ -113,7 +113,7 @@ def compiled(batch: int, devices: Sequence[Any], trace: Callable[[], Any]) -> Fo
         sizes = re.findall(r"\b([\d.]+)([KMGT])\b", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or len(sizes) < 2:
             raise
-        needed, there = (float(number) * UNITS[unit] for number, unit in sizes[:2])
+        needed, there = (float(number) * _UNITS[unit] for number, unit in sizes[:2])
         return Found(batch, time.perf_counter() - begin, needed, there)
     seconds, memory = time.perf_counter() - begin, program.memory_analysis()
     held = memory.argument_size_in_bytes

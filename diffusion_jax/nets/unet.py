@@ -81,13 +81,12 @@ def unet(
 ) -> nn.Module:
     """Build a U-Net for images (B, H, W, channels) with levels of `width` times `multipliers` channels.
 
-    `attention` lists the sizes, of images of `image_size`, at which pixels attend; unless it is empty they also do in
-    the middle. `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers`
-    is a number of layers, or one for each level. There are `groups` of channels, of at least `group_width` each.
+    `attention` lists the sizes, of images of `image_size`, at which pixels attend, and in the middle if there are any.
+    `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers` is a number of
+    layers, or one for each level. There are `groups` of channels, of `group_width` each or more.
     """
     out_channels = channels if out_channels is None else out_channels
-    checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, heads=heads)
-    checks.whole("unet", 1, groups=groups, group_width=group_width)
+    checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
     checks.share("unet", dropout=dropout)
     _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip)
     levels, middle = _levels(image_size, _widths(width, multipliers), attention, (heads, head_width), transformers)

@@ -121,7 +121,7 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
     ours = load_unet(tmp_path)
     generator = np.random.default_rng(0)
     sample, text = (generator.normal(size=shape).astype(np.float32) for shape in ((2, 4, 8, 8), (2, 5, 24)))
-    pooled, numbers = generator.normal(size=(2, 24)).astype(np.float32), np.float32([[8, 8, 0, 1, 8, 6]] * 2)
+    pooled, numbers = generator.normal(size=(2, 24)).astype(np.float32), np.array([[8, 8, 0, 1, 8, 6]] * 2, np.float32)
     label, more, cond = np.array([1, 6]), {}, {"text": text}
     if name == "xl":
         more = {"added_cond_kwargs": {"text_embeds": torch.tensor(pooled), "time_ids": torch.tensor(numbers)}}
