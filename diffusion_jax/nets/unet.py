@@ -81,9 +81,9 @@ def unet(
 ) -> nn.Module:
     """Build a U-Net for images (B, H, W, channels) with levels of `width` times `multipliers` channels.
 
-    `attention` lists the sizes, of images of `image_size`, at which pixels attend, and in the middle if there are any.
-    `head_width` divides each level's width into heads, and `heads` is used where it is 0. `transformers` is a number of
-    layers, or one for each level. There are `groups` of channels, of `group_width` each or more.
+    `attention` lists the sizes, of images of `image_size`, at which pixels attend; they do in the middle if in any.
+    `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is a number of layers, or one for
+    each level; `groups` have `group_width` channels or more.
     """
     out_channels = channels if out_channels is None else out_channels
     checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
@@ -93,16 +93,15 @@ def unet(
     style = Style(
         activation=lookup(ACTIVATIONS, activation, "activation"),
         norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon, least=group_width),
-        tell=lookup(TELLS, tell, "tell"), initial=choose(SCHEMES, initial, "initial"),
-        dropout=dropout, skip_scale=skip_scale, shortcut=shortcut,
+        tell=lookup(TELLS, tell, "tell"), initial=choose(SCHEMES, initial, "initial"), dropout=dropout,
+        skip_scale=skip_scale, shortcut=shortcut,
     )  # fmt: skip
     return UNet(
         channels=channels, out_channels=out_channels, width=width, levels=levels, middle=middle, depth=depth,
-        block=lookup(BLOCKS, block, "block"), mixer=_mixer(mixer, text_width, attention),
-        resampler=_resampler(resample, image_skip), waves=choose(TIME_EMBEDDINGS, time, "time"),
-        skips=skips, image_skip=image_skip, decoder_attention=decoder_attention, style=style,
+        block=lookup(BLOCKS, block, "block"), mixer=_mixer(mixer, text_width, attention), style=style, skips=skips,
+        resampler=_resampler(resample, image_skip), waves=choose(TIME_EMBEDDINGS, time, "time"), image_skip=image_skip,
+        decoder_attention=decoder_attention, dtype=checks.dtype_of("unet", dtype), remat=lookup(REMATS, remat, "remat"),
         told=make_told("unet", num_classes, text_width, pooled_width, augment_width),
-        dtype=checks.dtype_of("unet", dtype), remat=lookup(REMATS, remat, "remat"),
     )  # fmt: skip
 
 
