@@ -16,8 +16,8 @@ from pathlib import Path
 SLICES = {"v5e:4x4": 16, "v5e:16x16": 256, "v5p:4x4x4": 64}
 RECIPES = {  # what each needs on some slice to fit
     "imagenet256_dit": {"v5e:4x4": ["mesh.fsdp=16"], "v5e:16x16": ["mesh.fsdp=16"], "v5p:4x4x4": []},
-    "imagenet64_adm": {"v5e:4x4": ["parts=8"], "v5e:16x16": [], "v5p:4x4x4": []},
     "cifar10_edm": {"v5e:4x4": [], "v5e:16x16": [], "v5p:4x4x4": []},
+    "imagenet64_adm": {"v5e:4x4": ["parts=8"], "v5e:16x16": [], "v5p:4x4x4": []},
 }
 
 
