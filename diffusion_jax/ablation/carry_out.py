@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from diffusion_jax.ablation.question import Run
 from diffusion_jax.files import replacing
-from diffusion_jax.launch.local import Ended, can_go_on
+from diffusion_jax.launch.backend import Ended
+from diffusion_jax.launch.local import can_go_on
 from diffusion_jax.workdir import config_differences, finished
 
-AGAIN = 3  # times that a run which was stopped from outside is taken up
+AGAIN = 3  # times that a run is begun; one that was stopped from outside each time has failed
 
 
 class Outcome(NamedTuple):
@@ -42,10 +43,10 @@ def carry_out(runs: Sequence[Run], backend: Callable[[Sequence], Iterator[Ended]
     todo = waiting(runs)
     failed, jobs, tries = [], [run.job for run in todo], 0
     with tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", desc="runs") as bar:
-        while jobs and tries < AGAIN:
+        while jobs:
             stopped, tries = [], tries + 1
             for ended in backend(jobs):
-                if can_go_on(ended):
+                if can_go_on(ended) and tries < AGAIN:
                     stopped.append(ended.job)
                     bar.write(f"{ended.job.name}: stopped from outside; it goes on later")
                     continue

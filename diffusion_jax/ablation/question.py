@@ -81,12 +81,23 @@ def runs_of(ablation: Ablation, out: Path) -> list[Run]:
         try:
             config = changed(base, overrides)
             if not any(dict(run.arm, seed=0) == dict(arm, seed=0) for run in runs):  # another seed is as good
-                _check(config)
+                check(config)
         except ValueError as error:
             raise ValueError(f"arm '{name}': {error}") from None
         job = Job(check_name(name, "an arm"), ablation.config, out / name, overrides)
         runs.append(Run(name, arm, config, job))
     return runs
+
+
+def check(config):
+    """Build what a run of the config would build."""
+    training = make_training(config)
+    info = training.batches.info._replace(classes=training.source.info.classes)
+    make_sampler(config, training.model, info)
+    asked = config.evaluation
+    make_request(Question(metrics=asked.metrics, features=asked.features, samples=asked.samples))
+    for model in under(Trained(config, training.model, None, 0, info), asked.settings):
+        make_sampler(model.config, training.model, info)
 
 
 def twins(runs: Sequence[Run]) -> list[str]:
@@ -101,17 +112,6 @@ def twins(runs: Sequence[Run]) -> list[str]:
             if verdict.same:
                 found.append(f"{a.name} and {b.name} minimise the same objective: {verdict.reason}")
     return found
-
-
-def _check(config):
-    """Build what a run of the config would build."""
-    training = make_training(config)
-    info = training.batches.info._replace(classes=training.source.info.classes)
-    make_sampler(config, training.model, info)
-    asked = config.evaluation
-    make_request(Question(metrics=asked.metrics, features=asked.features, samples=asked.samples))
-    for model in under(Trained(config, training.model, None, 0, info), asked.settings):
-        make_sampler(model.config, training.model, info)
 
 
 def _objective(config):

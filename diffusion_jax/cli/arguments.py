@@ -7,6 +7,7 @@ as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine
 """
 
 import ast
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.config import load_config
+from diffusion_jax.launch.backends import BACKENDS
+from diffusion_jax.launch.job import Job, check_label, label
 from diffusion_jax.naming import suggestion
 from diffusion_jax.workdir import read_config
 
@@ -27,6 +30,19 @@ class SamplingArguments(NamedTuple):
     out: Path | None
     step: int | None
     sampling: Any
+
+
+class LaunchArguments(NamedTuple):
+    """Which job to launch, as what, how often, on which backend with which options, and what to do at all."""
+
+    job: Job
+    seed: int
+    repeats: int
+    backend: dict[str, Any]
+    again: bool
+    check: bool
+    plan: bool
+    dry_run: bool
 
 
 class Arguments(NamedTuple):
@@ -142,12 +158,85 @@ def read_ablation(argv: Sequence[str]) -> dict[str, Any]:
     values = flags.FlagValues()
     flags.DEFINE_string("backend", "local", "where the runs run", flag_values=values)
     flags.DEFINE_string("out", None, "folder of the runs", flag_values=values)
-    flags.DEFINE_integer("parallel", 1, "runs at a time", flag_values=values)
+    for name in ("again", "dry_run"):
+        flags.DEFINE_boolean(name, False, name, flag_values=values)
+    _define_options(values)
     source, *rest = argv
     _parse(values, ConfigDict(), rest)
     name = Path(source.partition(":")[0]).stem
     out = Path(str(values.out or Path("runs") / name))
-    return {"source": source, "out": out, "backend": values.backend, "parallel": values.parallel}
+    given = {"again": values["again"].value, "dry_run": values["dry_run"].value}
+    return {"source": source, "out": out, "backend": _options(values), **given}
+
+
+def read_launch(argv: Sequence[str]) -> LaunchArguments:
+    """Read the command line of `launch`; the values of --config.KEY are handed on as they were given."""
+    source, argv = _take_config(list(argv))
+    values = flags.FlagValues()
+    for name, default in (("backend", "local"), ("workdir", ""), ("name", "")):
+        flags.DEFINE_string(name, default, name, flag_values=values)
+    flags.DEFINE_integer("repeats", 1, "seeds", flag_values=values)
+    for name, default in (("again", False), ("check", True), ("plan", False), ("dry_run", False)):
+        flags.DEFINE_boolean(name, default, name, flag_values=values)
+    _define_options(values)
+    config = load_config(source)
+    _parse(values, config, argv)
+    if not values.workdir:
+        raise ValueError("where should the run live? Give --workdir, as in --workdir runs/toy.")
+    workdir = Path(str(values.workdir))
+    name = check_label(str(values["name"].value or label(workdir.name)), "--name")
+    job = Job(name, source, workdir, _overrides(argv, config))
+    settings: Any = values.config
+    said = {name: values[name].value for name in ("repeats", "again", "check", "plan", "dry_run")}
+    return LaunchArguments(job, settings.seed, backend=_options(values), **said)
+
+
+def read_name(argv: Sequence[str], example: str) -> tuple[str, bool]:
+    """Read the command line of a command about a launch: its name, or "", and whether only to show what is run."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("dry_run", False, "only show", flag_values=values)
+    names = [word for word in argv if not word.startswith("-")]
+    _parse(values, ConfigDict(), [word for word in argv if word.startswith("-")])
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are several names; give one, as in `{example}`.")
+    return (names[0] if names else ""), bool(values["dry_run"].value)
+
+
+def _define_options(values):
+    """Define the options of all backends, whose types are those of their keywords."""
+    define = {int: flags.DEFINE_integer, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}
+    for backend in BACKENDS.values():
+        for name, parameter in inspect.signature(backend).parameters.items():
+            if name not in values:
+                define[parameter.annotation](name, None, name, flag_values=values)
+
+
+def _options(values):
+    """Return the backend that was asked for, with the options that were given."""
+    names = dict.fromkeys(name for make in BACKENDS.values() for name in inspect.signature(make).parameters)
+    given = {name: values[name].value for name in names if values[name].value is not None}
+    return {"name": values["backend"].value, **given}
+
+
+def _overrides(argv, config):
+    """Return what --config.KEY=VALUE options say, as it was said, in their order."""
+    found, argv = {}, list(argv)
+    while argv:
+        given = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argv.pop(0), re.DOTALL)
+        if given is None:
+            continue
+        negated, key, value = given.groups()
+        if value is None and not negated:
+            value = "True" if isinstance(_value_at(config, key), bool) else argv.pop(0)
+        found.pop(key, None)
+        found[key] = "False" if negated else value
+    return found
+
+
+def _value_at(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def _take_many(argv, name):

@@ -50,6 +50,10 @@ def _overview():
 COMMANDS = {
     "plan": "compile a config for a TPU pod that is not here: does it fit, and what can it reach at most?",
     "train": "train a model, or go on with a run that was stopped",
+    "launch": "train on this machine's processes, on a TPU pod, on Kubernetes or on SLURM",
+    "status": "say how the jobs of a launch are",
+    "logs": "show what the jobs of a launch said last",
+    "stop": "end the jobs of a launch, and give back what they held",
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",
     "likelihood": "measure the bits per dimension of a trained model on data",

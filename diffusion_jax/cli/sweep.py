@@ -5,8 +5,12 @@
 runs every arm of the file that is not done yet and writes a report: see `report --help`.
 
 --out DIR              where the runs go, a folder each, and the report; by default runs/NAME
---backend local        processes on this machine
---parallel N           so many runs at a time
+--backend NAME         local, by default, tpu, kubernetes or slurm, with its options as in `launch --help`
+--parallel N           so many runs at a time, on local and slurm
+--dry_run              print what would be run, as a script
+
+Where runs go on without this process (kubernetes, slurm, tpu without --watch) they are only started; `status NAME`
+says how they are, and when they are done the same command writes the report.
 
     python -m diffusion_jax sweep --workdir runs/quickstart --over steps=5,10,20 --over guidance.scale=1,2,3 \\
         --metrics fid,agreement --samples 1000 --features pixels
@@ -36,8 +40,12 @@ from diffusion_jax.assess import Question
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.card import table, write_cards
 from diffusion_jax.files import replacing
-from diffusion_jax.launch.local import run_all
-from diffusion_jax.naming import lookup
+from diffusion_jax.launch import record
+from diffusion_jax.launch.action import script
+from diffusion_jax.launch.backend import Launch
+from diffusion_jax.launch.backends import make_backend
+from diffusion_jax.launch.job import label
+from diffusion_jax.launch.start import keep_off_devices, refuse, start
 from diffusion_jax.workdir import finished
 
 
@@ -56,31 +64,49 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return answer
 
 
-def _prepare_ablation(source, out, backend, parallel):
-    """Check every arm of an ablation; return the job that runs them and reports."""
+def _prepare_ablation(source, out, backend, again, dry_run):
+    """Check every arm of an ablation; return the job that runs them, or starts them, and reports."""
+    keep_off_devices()
     ablation = question.load_ablation(source)
     runs = question.runs_of(ablation, out)
-    start = partial(lookup(BACKENDS, backend, "backend"), parallel=parallel)
+    spec = {"restarts": 0, **backend} if backend["name"] == "local" else backend  # an arm that fails is reported
+    made = make_backend(spec)
     waiting, twins = carry_out.waiting(runs), question.twins(runs)
+    launch = Launch(label(out.name) or "ablation", tuple(run.job for run in waiting))
+    if waiting:
+        refuse(made, launch, again=again or dry_run)
+    if dry_run:
+        return lambda: print(script(made.start(launch) if waiting else ()), end="")
 
     def job():
         print(f"{len(runs)} runs, of which {len(waiting)} are to be done")
         for twin in twins:
             print(f"note: {twin}")
         carry_out.note_question(out, ablation.question, source, twins)
-        outcome = carry_out.carry_out(runs, start)
+        if made.run is None and waiting:
+            start(record.Record(launch, spec), made)
+            print(
+                f"{len(waiting)} runs were started; see `status {launch.name}`. When they are done: the same command."
+            )
+            return
+        outcome = carry_out.carry_out(runs, partial(_run, made, launch.name))
         for ended in outcome.failed:
-            print(f"\n{ended.job.name} failed with exit code {ended.code}; its log.txt ends:\n{ended.said}")
+            print(f"\n{ended.job.name} failed with exit code {ended.code}; it said last:\n{ended.said}")
         done = [run.job.workdir for run in runs if finished(run.job.workdir, run.config)]
         if done:
-            made = report.prepare(done, out)
-            print(f"{made.table}\nwrote {made.write()}")
+            page = report.prepare(done, out)
+            print(f"{page.table}\nwrote {page.write()}")
         if outcome.failed:
             raise SystemExit(
                 f"error: {len(outcome.failed)} of {outcome.total} runs failed; the same command tries again."
             )
 
     return job
+
+
+def _run(backend, name, jobs):
+    """Run jobs on a backend that stays with them; the bar of the runs is what is shown."""
+    return backend.run(Launch(name, tuple(jobs)), lambda text: None)
 
 
 def _tell(sets, over, out):
@@ -133,6 +159,3 @@ def _value(text):
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
-
-
-BACKENDS = {"local": run_all}

@@ -29,6 +29,6 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     jax.distributed.initialize(found[3], num_processes=int(found[2]), process_id=int(found[1]))
 
 
-def described(process: int, processes: int, address: str) -> dict[str, str]:
+def described(process: int | str, processes: int, address: str) -> dict[str, str]:
     """Return what `join` reads in one of the processes."""
     return {VARIABLE: f"{process}/{processes}@{address}"}

@@ -23,6 +23,18 @@ def command(job: Job, *, python: str = sys.executable) -> list[str]:
     return [python, "-m", "diffusion_jax", "train", "--config", job.config, "--workdir", str(job.workdir), *flags]
 
 
+def repeated(job: Job, repeats: int, *, seed: int = 0) -> tuple[Job, ...]:
+    """Return a job as often as asked, each from its own seed, counted from `seed`, and in its own folder below it."""
+    if repeats < 1:
+        raise ValueError(f"--repeats is {repeats}; it must be 1 or more.")
+    if repeats == 1:
+        return (job,)
+    return tuple(
+        Job(f"{job.name}-{number}", job.config, job.workdir / f"seed={number}", {**job.overrides, "seed": number})
+        for number in range(seed, seed + repeats)
+    )
+
+
 def spelled(value: Any) -> str:
     """Spell a value as the command line reads it."""
     return value if isinstance(value, str) else repr(value)
@@ -38,3 +50,23 @@ def check_name(name: str, what: str) -> str:
     if not re.fullmatch(r"[\w.=+()~-]{1,200}", name) or name.startswith(("-", ".")):
         raise ValueError(f"{what} is '{name}'; it may have letters, digits and any of . = + ( ) ~ - _, up to 200.")
     return name
+
+
+def check_label(name: str, what: str) -> str:
+    """Return a name that clusters and clouds take as that of a thing of theirs, or refuse it."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        example = f" For example {label(name)}." if label(name) else ""
+        raise ValueError(f"{what} is '{name}'; it may have a-z, 0-9 and -, from a letter on, up to 40.{example}")
+    return name
+
+
+def check_image(image: str) -> str:
+    """Return the name of a container image, or refuse it."""
+    if image and not re.fullmatch(r"[a-z0-9][\w.:/@-]{0,254}", image):
+        raise ValueError(f"--image is '{image}'; it must be like registry/project/name:tag.")
+    return image
+
+
+def label(name: str) -> str:
+    """Make of any name the nearest one that `check_label` takes; nothing may be left of it."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:40].strip("-")

@@ -7,11 +7,10 @@ from diffusion_jax.ablation import carry_out
 from diffusion_jax.ablation.grid import param, product, seeds, zipped
 from diffusion_jax.ablation.question import Ablation, load_ablation, runs_of, twins
 from diffusion_jax.cli.main import run as command
-from diffusion_jax.cli.sweep import BACKENDS
 from diffusion_jax.config import changed, load_config
 from diffusion_jax.experiment import make_training
+from diffusion_jax.launch.backend import Ended
 from diffusion_jax.launch.job import command as words
-from diffusion_jax.launch.local import Ended
 from diffusion_jax.training.loop import PREEMPTED
 from diffusion_jax.workdir import note_end, open_workdir
 from tests.runs import CONFIGS
@@ -140,19 +139,16 @@ def test_the_folder_of_another_run_is_left_alone(tmp_path):
     assert (first.job.workdir / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
-def test_a_backend_runs_jobs_apart_from_each_other(backend, tmp_path):
-    """Each job has its own process and log; one that dies leaves the others, and what it said is told."""
-    runs = runs_of(ablation(param("network.width", [2, 4, 6])), tmp_path)
+def test_a_run_that_is_stopped_from_outside_again_and_again_is_reported(tmp_path):
+    runs, asked = runs_of(ablation(param("network.width", [8])), tmp_path), []
 
-    def say(job):
-        return ["sh", "-c", f"echo 1%; printf '2%%\\r3%%\\n'; exit {5 if job.name.endswith('4') else 0}"]
+    def backend(jobs):
+        for job in jobs:
+            asked.append(job.name)
+            yield done(job, PREEMPTED)
 
-    ended = list(BACKENDS[backend]([run.job for run in runs], parallel=2, words=say))
-    assert sorted((one.job.name, one.code) for one in ended) == [("width-2", 0), ("width-4", 5), ("width-6", 0)]
-    assert all(one.said == "1%\n2%\n3%" for one in ended)
-    with pytest.raises(ValueError, match="parallel is 0"):
-        next(BACKENDS[backend]([], parallel=0))
+    outcome = carry_out.carry_out(runs, backend)
+    assert len(asked) == carry_out.AGAIN and [ended.code for ended in outcome.failed] == [PREEMPTED]
 
 
 @pytest.mark.slow
