@@ -39,7 +39,7 @@ from tqdm import tqdm
 from diffusion_jax.ablation.question import check
 from diffusion_jax.cli import arguments
 from diffusion_jax.launch import record
-from diffusion_jax.launch.action import script
+from diffusion_jax.launch.action import Failed, script
 from diffusion_jax.launch.backend import Backend, Ended, Launch
 from diffusion_jax.launch.backends import make_backend
 from diffusion_jax.launch.job import Job, command, repeated, shown
@@ -120,10 +120,13 @@ def _stay(backend: Backend, launch: Launch) -> int:
     """Run the jobs to their ends; return 0, 75 if one was stopped from outside and can go on, or 1."""
     assert backend.run is not None
     codes = []
-    with tqdm(bar_format="{desc}", disable=None, leave=False) as bar:
-        for ended in backend.run(launch, bar.set_description_str):
-            codes.append(PREEMPTED if can_go_on(ended) else min(abs(ended.code), 1))
-            tqdm.write(f"{ended.job.name}: {_verdict(ended)}")
+    try:
+        with tqdm(bar_format="{desc}", disable=None, leave=False) as bar:
+            for ended in backend.run(launch, bar.set_description_str):
+                codes.append(PREEMPTED if can_go_on(ended) else min(abs(ended.code), 1))
+                tqdm.write(f"{ended.job.name}: {_verdict(ended)}")
+    except Failed as failed:
+        raise SystemExit(f"error: {failed} See `status {launch.name}`; --again takes it up.") from None
     return 1 if 1 in codes else max(codes, default=0)
 
 

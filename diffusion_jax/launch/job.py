@@ -68,5 +68,6 @@ def check_image(image: str) -> str:
 
 
 def label(name: str) -> str:
-    """Make of any name the nearest one that `check_label` takes; nothing may be left of it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:40].strip("-")
+    """Make of any name one like it that `check_label` takes; of one without letters and digits nothing is left."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (f"run-{plain}" if plain[:1].isdigit() else plain)[:40].strip("-")

@@ -24,7 +24,7 @@ def inside(config: str) -> str:
     path = Path(name).resolve()
     try:
         shipped = path.relative_to(root().resolve())
-        _git("ls-files", "--error-unmatch", "--", str(path))
+        _git("--literal-pathspecs", "ls-files", "--error-unmatch", "--", str(path))
     except ValueError:
         raise ValueError(
             f"{name} is not among the files that git tracks here, and only those are sent along; `git add` it, or give "

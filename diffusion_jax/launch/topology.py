@@ -43,7 +43,7 @@ class Topology(NamedTuple):
 def read_topology(text: str) -> Topology:
     """Read a slice, as `v5e:16x16`."""
     generation, _, shape = text.partition(":")
-    known = lookup(GENERATIONS, generation, "generation of TPUs")
+    known = lookup(GENERATIONS, generation, "generation of a TPU topology")
     sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"\d{1,3}(x\d{1,3})*", shape) else []
     chips = math.prod(sides)
     if shape not in known.shapes and not (known.grows and _grown(sides) and chips <= known.most):

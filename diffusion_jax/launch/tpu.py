@@ -14,13 +14,12 @@ https://docs.jax.dev/en/latest/installation.html (jax[tpu]).
 import contextlib
 import re
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from diffusion_jax.launch import source
 from diffusion_jax.launch.action import PAUSE, Action, Failed, Run, Write, carry_out
@@ -32,6 +31,7 @@ from diffusion_jax.launch.topology import Topology, read_topology
 from diffusion_jax.naming import lookup
 from diffusion_jax.training.loop import PREEMPTED
 
+PATIENCE = 60  # times in a row that the cloud cannot be asked, or does not do what is asked, before this ends
 GONE = ("SUSPENDED", "FAILED")  # states from which a queued resource does not come back
 
 
@@ -91,22 +91,22 @@ def run(
 ) -> Iterator[Ended]:
     """Start the jobs, stay with them, and yield each when it is done or has failed."""
     under_way, begin = {launch.name_of(job): job for job in launch.jobs}, time.monotonic()
-    tries = dict.fromkeys(under_way, 0)
-    troubles = dict.fromkeys(under_way, 0)  # moves in a row that could not be made
+    tries, troubles = dict.fromkeys(under_way, 0), dict.fromkeys(under_way, 0)
     while under_way:
         for name, job in list(under_way.items()):
-            move = next_move(*_seen(asked, name), asked.topology.hosts)
-            tries[name] += move in ("ask again", "try again")
-            if tries[name] > asked.restarts or troubles[name] > asked.restarts:
-                move = "fail"
-            show(f"{name}: {MOVES[move]}")
-            said = ""
             try:
+                move = next_move(*_seen(asked, name), asked.topology.hosts)
+                tries[name] += move in ("ask again", "try again")
+                move = "fail" if tries[name] > asked.restarts else move
+                show(f"{name}: {MOVES[move]}")
                 said = _make(move, asked, name, job)
-                troubles[name] = 0
             except Failed as trouble:
                 troubles[name] += 1
-                tqdm.write(f"{name}: {trouble}")
+                if troubles[name] > PATIENCE or shutil.which(QUEUED[0]) is None:
+                    raise
+                show(f"{name}: {trouble}")
+                continue
+            troubles[name] = 0
             if move in ("finish", "fail"):
                 del under_way[name]
                 yield Ended(job, int(move == "fail"), time.monotonic() - begin, said)
@@ -159,13 +159,12 @@ def _seen(asked, name):
     try:
         (state,) = carry_out([_state(asked, name)])
     except Failed as failed:
-        return ("NOT_FOUND" if "NOT_FOUND" in str(failed) else "UNKNOWN"), []
+        if "NOT_FOUND" in str(failed):
+            return "NOT_FOUND", []
+        raise
     if state != "ACTIVE":
         return state, []
-    try:
-        (said,) = carry_out([_shell(asked, name, f"bash {name}.sh poll || echo diffusion_jax: none")])
-    except Failed:
-        return state, []
+    (said,) = carry_out([_shell(asked, name, f"bash {name}.sh poll || echo diffusion_jax: none")])
     return state, re.findall(r"^diffusion_jax: (\w+)$", said, re.MULTILINE)
 
 

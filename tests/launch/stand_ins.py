@@ -19,6 +19,8 @@ HOSTILE = {
     "g": "",
 }
 
+PYTHON = sys.executable  # a test may change what this process thinks of itself
+
 NOTE = """#!{python} -SE
 import json, os, sys
 seen = dict(name=os.path.basename(sys.argv[0]), words=sys.argv[1:], place=os.environ.get("DIFFUSION_JAX_PROCESSES", ""))
@@ -34,10 +36,10 @@ for word, (said, code) in {answers!r}.items():
 
 def stand_in(folder: Path, monkeypatch, *names: str, answers=None) -> Path:
     """Put stand-ins first in PATH, which answer some words with (text, exit code); return where calls are noted."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "calls.jsonl"
     for name in names:
-        executable(folder / name, NOTE.format(python=sys.executable, log=str(log), answers=answers or {}))
+        executable(folder / name, NOTE.format(python=PYTHON, log=str(log), answers=answers or {}))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return log
 

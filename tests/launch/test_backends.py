@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tarfile
 
 import pytest
 
@@ -51,9 +52,14 @@ def launch_of(backend, place):
 
 
 def files(folder):
-    """Return every file of a folder with what is in it, but for git's own."""
+    """Return every file of a folder with what is in it, but for git's own; an archive has the time of its making."""
     found = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
-    return {path: path.read_bytes() for path in found}
+    return {path: listed(path) if path.suffix == ".gz" else path.read_bytes() for path in found}
+
+
+def listed(path):
+    with tarfile.open(path) as archive:
+        return [(one.name, one.size, one.mode) for one in archive]
 
 
 @pytest.mark.parametrize("asked", ASKED)
@@ -126,6 +132,7 @@ def test_names_are_those_that_every_place_takes():
     for name in ("", "-a", "a-", "1a", "a.b", "a_b", "a" * 41, "a\n", "A"):
         with pytest.raises(ValueError, match="--name is"):
             check_label(name, "--name")
+    assert (label("exp_12"), label("2d"), label("...")) == ("exp-12", "run-2d", "")
     with pytest.raises(ValueError, match="For example toy-2d-of-new-points"):
         check_label("Toy_2d (of new points)", "--name")
 

@@ -25,7 +25,8 @@ def carried_out(script, tmp_path, monkeypatch, *, task, code=0, state="RUNNING",
     environment = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_RESTART_COUNT": str(restarts)}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    ended = subprocess.run(["bash", "-s"], input=script, text=True, check=False, cwd=tmp_path)
+    (tmp_path / "script.sh").write_text(script)
+    ended = subprocess.run(["bash", "script.sh"], stdin=subprocess.DEVNULL, check=False, cwd=tmp_path)
     return calls(log), ended.returncode
 
 

@@ -35,7 +35,7 @@ def test_slices_have_their_published_types_and_hosts(generation):
         ("v4:0x0x0", "slices of v4"),
         ("v5p:4x4x", "slices of v5p"),
         ("v5e", "slices of v5e"),
-        ("v5:4x4", "unknown generation of TPUs 'v5'. Did you mean"),
+        ("v5:4x4", "unknown generation of a TPU topology 'v5'. Did you mean"),
         ("v5e:4x4\n", "slices of v5e"),
     ],
 )

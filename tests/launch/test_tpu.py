@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.launch import source
-from diffusion_jax.launch.action import carry_out
+from diffusion_jax.launch.action import Failed, carry_out
 from diffusion_jax.launch.backend import Launch
 from diffusion_jax.launch.backends import make_backend
 from diffusion_jax.launch.job import Job, command
@@ -19,7 +19,7 @@ from tests.launch.stand_ins import HOSTILE, calls, executable, stand_in
 
 # A cloud of one zone: a slice is a folder, each worker's home a folder in it, and `ssh` runs there what it is told.
 CLOUD = """#!{python} -SE
-import os, pathlib, shutil, signal, subprocess, sys
+import contextlib, os, pathlib, shutil, signal, subprocess, sys
 cloud, words = pathlib.Path({cloud!r}), sys.argv[1:]
 named = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
 kind, verb, names = words[2], words[3], [word for word in words[4:] if not word.startswith("--")]
@@ -37,6 +37,9 @@ if verb == "create":
 elif verb == "describe":
     print(state.read_text())
 elif verb == "delete":
+    for pid in home.rglob("pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
     shutil.rmtree(home)
 elif verb == "scp":
     for worker in workers:
@@ -74,18 +77,18 @@ def test_a_preempted_slice_is_asked_for_again_and_the_job_goes_on_to_its_end(clo
     begun = f'echo "$HOME" >> {workdir}/begun'
     wait = f"while [ ! -e {workdir}/go ]; do sleep 0.05; done; exit $(cat {workdir}/go)"
     executable(tmp_path / "bin" / "sudo", f'#!/bin/bash\n[ "$1" = docker ] || exec "$@"\n{begun}\n{wait}\n')
-    events = iter(["", "preempt", "", "75", "", "0"])
+    events = iter([(0, ""), (4, ""), (4, "preempt"), (4, ""), (8, "75"), (12, ""), (12, "0")])
     told = []
 
     def pause(_):
-        until(lambda: len(list_of(workdir / "begun")) % 4 == 0)
-        event = next(events, "")
-        (workdir / "go").unlink(missing_ok=True)
+        began, event = next(events)
+        until(lambda: len(list_of(workdir / "begun")) == began)
         if event == "preempt":
             (cloud / "toy" / "state").write_text("SUSPENDED")
         elif event:
             (workdir / "go").write_text(event)
             until(lambda: len(list(cloud.rglob("exit_code"))) == 4)
+            (workdir / "go").unlink()
 
     backend = slices(image="registry/dj:1")
     ended = list(backend.run(Launch("toy", (Job("toy", "toy.py", workdir),)), told.append, pause=pause))
@@ -100,7 +103,7 @@ def test_a_preempted_slice_is_asked_for_again_and_the_job_goes_on_to_its_end(clo
 
 def until(true):
     """Wait for what comes soon."""
-    for _ in range(400):
+    for _ in range(100):
         if true():
             return
         time.sleep(0.05)
@@ -153,12 +156,23 @@ def test_what_fails_without_end_is_told_and_given_back(cloud, tmp_path):
     assert ended.code == 1 and "so it is" in ended.said and not (cloud / "toy").exists()
 
 
-def test_without_gcloud_it_ends_with_why(tmp_path, monkeypatch, capsys):
+def test_without_gcloud_it_ends_with_why_and_an_outage_is_waited_out(cloud, tmp_path, monkeypatch):
+    executable(tmp_path / "bin" / "sudo", "#!/bin/bash\nexit 0\n")
+    launch = Launch("toy", (Job("toy", "toy.py", tmp_path / "w"),))
+    backend, shown, looks = slices(image="registry/dj:1"), [], []
+    gcloud = (tmp_path / "bin" / "gcloud").read_text()
+
+    def pause(_):
+        looks.append(1)
+        until(lambda: len(list(cloud.rglob("exit_code"))) in (0, 4))
+        out = 1 <= len(looks) < 6
+        executable(tmp_path / "bin" / "gcloud", "#!/bin/bash\necho no network >&2; exit 1\n" if out else gcloud)
+
+    (ended,) = backend.run(launch, shown.append, pause=pause)
+    assert ended.code == 0 and len([text for text in shown if "no network" in text]) == 5
     monkeypatch.setenv("PATH", "/nowhere")
-    backend = slices(image="registry/dj:1", restarts=1)
-    job = Job("toy", "toy.py", tmp_path)
-    (ended,) = backend.run(Launch("toy", (job,)), lambda text: None, pause=lambda _: None)
-    assert ended.code == 1 and "there is no 'gcloud' on this machine" in capsys.readouterr().out
+    with pytest.raises(Failed, match="there is no 'gcloud' on this machine"):
+        list(backend.run(launch, shown.append, pause=pause))
 
 
 def tracked(folder, name, text):
