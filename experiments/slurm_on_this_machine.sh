@@ -68,10 +68,10 @@ folder = max((path for path in Path(sys.argv[1], 'checkpoints').iterdir() if pat
 print(folder.name, json.loads((folder / 'about' / 'metadata').read_text())['bits'])" "$1"; }
 
 say "two runs that nothing stops"
-launch --backend local --processes 2 --workdir "$here/whole" --repeats 2 --config.training.steps=3000 | tail -n 2
+launch --backend local --processes 2 --workdir "$here/whole" --repeats 2 --config.training.steps=1000 | tail -n 2
 
 say "an array of the same two; the first is told to stop after its first checkpoint"
-launch "${slurm[@]}" --time 10:00 --parallel 1 --workdir "$here/array" --repeats 2 --config.training.steps=3000
+launch "${slurm[@]}" --time 10:00 --parallel 1 --workdir "$here/array" --repeats 2 --config.training.steps=1000
 number=$("$python" -c "import json; print(json.load(open('launches/array.json'))['said'][-1])")
 until_step "$here/array/seed=0" 100
 "$python" -m diffusion_jax status array

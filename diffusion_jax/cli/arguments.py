@@ -187,7 +187,7 @@ def read_launch(argv: Sequence[str]) -> LaunchArguments:
     name = check_label(str(values["name"].value or label(workdir.name)), "--name")
     job = Job(name, source, workdir, _overrides(argv, config))
     settings: Any = values.config
-    said = {name: values[name].value for name in ("repeats", "again", "check", "plan", "dry_run")}
+    said: dict[str, Any] = {name: values[name].value for name in ("repeats", "again", "check", "plan", "dry_run")}
     return LaunchArguments(job, settings.seed, backend=_options(values), **said)
 
 

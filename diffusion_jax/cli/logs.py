@@ -8,6 +8,7 @@ What is known of a launch is in launches/NAME.json, beside which `python -m diff
 given.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from diffusion_jax.cli import arguments
@@ -36,7 +37,8 @@ def asking(argv: Sequence[str], what: str) -> Callable[[], None]:
 
     def do():
         try:
-            print(*carry_out(actions), sep="\n")
+            for said in carry_out(actions):
+                print(re.sub(r"[^\n]*\r(?!\n)", "", said))  # of a progress bar its last state
         except Failed as failed:
             raise SystemExit(f"error: {failed}") from None
 

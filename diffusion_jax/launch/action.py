@@ -89,13 +89,14 @@ def _said(run, pause):
 def _begun(run):
     pipe, environment = subprocess.PIPE, {**os.environ, **run.environment}
     try:
-        return subprocess.Popen(run.words, text=True, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        return subprocess.Popen(run.words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
     except FileNotFoundError:
         raise Failed(f"there is no '{run.words[0]}' on this machine; install it, or launch where it is.") from None
 
 
 def _ended(process, run):
-    said, complained = process.communicate(run.stdin)
+    # A log that is cut somewhere need not be whole letters.
+    said, complained = (heard.decode(errors="replace") for heard in process.communicate(run.stdin.encode()))
     if process.returncode:
         reason = complained.strip()[-2000:]
         raise Failed(f"{shlex.join(run.words)} ended with exit code {process.returncode}: {reason}")

@@ -174,6 +174,10 @@ def test_a_command_that_fails_ends_it_and_says_why(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_what_is_said_need_not_be_whole_letters():
+    assert carry_out([Run(("printf", "1%%\\r2%%\\303"))]) == ["1%\r2%\N{REPLACEMENT CHARACTER}"]
+
+
 def test_waiting_goes_on_until_the_word_comes_or_cannot(tmp_path):
     (tmp_path / "said").write_text("0")
     count = f'n=$(cat "{tmp_path}/said"); echo $((n + 1)) > "{tmp_path}/said"; echo $n'

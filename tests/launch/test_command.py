@@ -166,6 +166,15 @@ def test_how_far_a_run_is_can_be_seen_where_its_folder_can(here):
     assert record.progress(asked.job) == "finished at step 50"
 
 
+def test_of_a_bar_only_the_last_state_is_shown(here, capsys):
+    asked = arguments.read_launch(["--config", TOY, "--workdir", "runs/toy"])
+    record.note(record.Record(record.Launch("toy", (asked.job,)), asked.backend))
+    (here / "runs" / "toy").mkdir(parents=True)
+    (here / "runs" / "toy" / "log.0.txt").write_text("first\n 1%\r 2%\nlast\n")
+    assert run(["logs", "toy"]) == 0
+    assert capsys.readouterr().out == "first\n 2%\nlast\n"
+
+
 def test_what_runs_here_is_stopped_here(here, capsys):
     asked = arguments.read_launch(["--config", TOY, "--workdir", "runs/toy"])
     record.note(record.Record(record.Launch("toy", (asked.job,)), asked.backend))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def made(tmp_path, job=None, **options):
     backend = kubernetes(**options)
     job = job or Job("toy", "configs/toy_2d.py", tmp_path / "toy")
     backend.refuse(job)
-    (run,) = backend.start(Launch("toy", (job,)))
+    run: Any = backend.start(Launch("toy", (job,)))[0]
     assert run.words[:2] == ("kubectl", "apply") and run.words[-1] == "--filename=-"
     return json.loads(run.stdin)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_a_signal_to_the_launcher_reaches_every_process_and_nothing_is_begun_aft
 def test_a_caller_that_stops_tells_what_is_under_way(tmp_path):
     stay = "trap 'touch told; exit 75' TERM; touch up; while :; do sleep 0.05; done"
     line = f"if [ ${{PWD: -1}} = 1 ]; then until [ -e ../job-0/up ]; do :; done; exit; fi; {stay}"
-    running = run_all(jobs(tmp_path, 2), parallel=2, how=How(words=partial(shell, line)))
+    running: Any = run_all(jobs(tmp_path, 2), parallel=2, how=How(words=partial(shell, line)))
     assert next(running).job.name == "job-1"
     running.close()
     assert (tmp_path / "job-0" / "told").exists()
@@ -164,6 +165,6 @@ def test_counts_are_checked(option):
 
 def test_what_is_shown_is_what_runs(tmp_path):
     launch = Launch("toy", tuple(jobs(tmp_path)))
-    (shown,) = local.local(processes=2).start(launch)
+    shown: Any = local.local(processes=2).start(launch)[0]
     assert [run.words for run in shown.runs] == [run.words for run in together(launch.jobs[0], How(2), "x").runs]
     assert shown.runs[0].words[0] == sys.executable

@@ -1,6 +1,7 @@
 """The script of an array: what its processes are given, and when a job goes back into the queue."""
 
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from diffusion_jax.launch.slurm import slurm
 from tests.launch.stand_ins import calls, hostile_job, stand_in
 
 
-def made(tmp_path, **more):
+def made(tmp_path, **more) -> tuple[Launch, Any]:
     jobs = tuple(hostile_job(f"job-{number}", tmp_path / f"job {number}") for number in range(3))
     launch = Launch("toy", jobs, ("7;cluster",))
     return launch, slurm(time="1:00:00", python="python", **more)

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def cloud(tmp_path, monkeypatch):
     return folder
 
 
-def slices(**more):
+def slices(**more) -> Any:
     return make_backend({"name": "tpu", "topology": "v5e:4x4", "zone": "us-west4-a", "watch": True, **more})
 
 
@@ -193,7 +194,8 @@ def test_the_files_that_git_tracks_are_sent_as_they_lie_here(cloud, tmp_path):
     carry_out([first])
     with tarfile.open(code / "launches" / "toy.tar.gz") as archive:
         assert archive.getnames() == ["configs", "configs/toy.py"]
-        assert archive.extractfile("configs/toy.py").read() == b"new"
+        sent: Any = archive.extractfile("configs/toy.py")
+        assert sent.read() == b"new"
     assert source.inside("configs/toy.py:smoke") == "configs/toy.py:smoke"
     with pytest.raises(ValueError, match="secret is not among the files that git tracks"):
         source.inside("secret")
