@@ -95,6 +95,8 @@ def check(config):
     info = training.batches.info._replace(classes=training.source.info.classes)
     make_sampler(config, training.model, info)
     asked = config.evaluation
+    if not asked.every and not asked.settings:
+        return  # it measures nothing, and needs nothing to measure with
     make_request(Question(metrics=asked.metrics, features=asked.features, samples=asked.samples))
     for model in under(Trained(config, training.model, None, 0, info), asked.settings):
         make_sampler(model.config, training.model, info)

@@ -180,6 +180,8 @@ def _refuse(asked: Slice, job: Job) -> None:
             f"--workdir {job.workdir} is no folder that all workers share; it must begin with /. Mount a bucket by a "
             "script after --setup (`gcsfuse --implicit-dirs BUCKET /mnt/runs`) and give --workdir /mnt/runs/NAME."
         )
+    if asked.image and ":" in str(job.workdir):
+        raise ValueError(f"--workdir {job.workdir} has a colon, which docker takes for the end of a path.")
     if not asked.image:
         source.inside(job.config)
 

@@ -73,6 +73,7 @@ def test_mistakes_are_answered_in_one_line_before_anything_is_written(mistake, h
 def test_the_config_is_built_before_anything_is_paid_for(flag, answer, here, capsys):
     assert run(["launch", *SLURM, "--config", TOY, "--workdir", "runs/toy", flag]) == 2
     assert answer in capsys.readouterr().err and not list(here.iterdir())
+    assert run(["launch", *SLURM, "--config", TOY, "--workdir", "runs/toy", "--dry_run"]) == 0
 
 
 def test_what_is_given_reaches_train_as_it_was_given(here):

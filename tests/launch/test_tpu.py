@@ -229,3 +229,5 @@ def test_a_worker_runs_the_code_that_it_was_sent_word_by_word(cloud, tmp_path, m
 def test_a_workdir_that_workers_cannot_share_is_refused(workdir):
     with pytest.raises(ValueError, match="is no folder that all workers share; .* Mount a bucket"):
         slices(image="registry/dj:1").refuse(Job("toy", "toy.py", Path(workdir)))
+    with pytest.raises(ValueError, match="has a colon"):
+        slices(image="registry/dj:1").refuse(Job("toy", "toy.py", Path("/mnt/a:b")))
