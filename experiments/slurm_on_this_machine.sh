@@ -3,9 +3,9 @@
 #
 #     apt-get install -y slurm-wlm munge && bash experiments/slurm_on_this_machine.sh
 #
-# Two runs of two processes each are launched; one is told to stop as by a preemption, and the other's processes meet their
-# time limit. Both go back into the queue, go on, and end; a third is cancelled, and does not come back. What each ends
-# with is compared with runs that nothing stopped.
+# Two runs of two processes each are launched; one is told to stop as by a preemption, goes back into the queue, and goes
+# on to its end; a third is cancelled, and does not come back. What each ends with is compared with runs that nothing
+# stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$(mktemp -d /tmp/slurm.XXXXXX)

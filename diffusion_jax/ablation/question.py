@@ -89,9 +89,9 @@ def runs_of(ablation: Ablation, out: Path) -> list[Run]:
     return runs
 
 
-def check(config):
-    """Build what a run of the config would build."""
-    training = make_training(config)
+def check(config, source=None):
+    """Build what a run of the config would build; `source` stands for its data."""
+    training = make_training(config, source=source)
     info = training.batches.info._replace(classes=training.source.info.classes)
     make_sampler(config, training.model, info)
     asked = config.evaluation

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from diffusion_jax.ablation.question import check
 from diffusion_jax.cli import arguments
+from diffusion_jax.data.blank import blank
 from diffusion_jax.launch import record
 from diffusion_jax.launch.action import Failed, script
 from diffusion_jax.launch.backend import Backend, Ended, Launch
@@ -92,7 +93,7 @@ def _check(job: Job, *, build: bool) -> None:
         )
     try:
         if build:
-            check(config)
+            check(config, blank(config.expects) if config.expects else None)  # its data are where it runs
     except OSError as error:
         raise ValueError(f"{error}. If its data are only where the job runs, add --nocheck.") from None
 
@@ -104,7 +105,8 @@ def _notes(backend: Backend, job: Job) -> list[str]:
 
 def _plan(backend, job):
     flags = [word for word in command(job)[4:] if word.startswith("--config.")]
-    return ["python", "-m", "diffusion_jax", "plan", "--config", job.config, "--topology", backend.topology, *flags]
+    asked = ["--config", job.config, "--topology", backend.topology, "--work", "training", "--nolargest"]
+    return ["python", "-m", "diffusion_jax", "plan", *asked, *flags]
 
 
 def _ask_plan(backend: Backend, job: Job) -> None:

@@ -2,13 +2,12 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-_SIDES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # a slice of which generation has how many
+from diffusion_jax.launch.topology import read_topology
 
 # What libtpu would ask the machine for, which is none, and that it may be loaded by several processes at a time.
 _NOWHERE = {
@@ -21,22 +20,11 @@ _NOWHERE = {
 }
 
 
-def check_topology(topology: str) -> str:
-    """Return the name of a topology, or refuse it."""
-    generation, _, shape = topology.partition(":")
-    sides = _SIDES.get(generation, 0)
-    if topology != "local" and not (sides and re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{sides - 1}}}", shape)):
-        raise ValueError(
-            f"unknown topology '{topology}'. Give 'local', or a generation of TPUs ({', '.join(_SIDES)}) with the "
-            "number of chips along each side, two for v5e and v6e and three for v4 and v5p, as in v5e:4x4 or v5p:4x4x4."
-        )
-    return topology
-
-
 def devices_of(topology: str) -> Sequence[Any]:
     """Return the devices of a topology; those of a slice can be compiled for and do nothing else."""
-    if check_topology(topology) == "local":
+    if topology == "local":
         return jax.devices()
+    read_topology(topology)  # says its errors
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             f"the compiler for {topology} is not installed: pip install 'diffusion_jax[tpu]', or give --topology local."
@@ -51,6 +39,4 @@ def devices_of(topology: str) -> Sequence[Any]:
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        raise ValueError(
-            f"there is no slice {topology}: {str(error).splitlines()[0]}. A host has 2 x 2 chips, so sides are even."
-        ) from None
+        raise ValueError(f"the compiler knows no slice {topology}: {str(error).splitlines()[0]}.") from None

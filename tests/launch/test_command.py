@@ -135,7 +135,8 @@ def test_a_request_that_fails_says_so_and_can_be_made_again(here, capsys, monkey
 def test_the_plan_of_a_slice_is_offered_and_can_refuse(here, capsys, monkeypatch):
     tpu = ("--backend=tpu", "--zone=us-west4-a", "--topology=v5e:4x4", "--image=registry/dj:1", "--config.seed=3")
     assert launch(*tpu, "--dry_run", workdir="/mnt/runs/toy") == 0
-    plan = f"# whether it fits: python -m diffusion_jax plan --config {TOY} --topology v5e:4x4 --config.seed=3"
+    asked = f"--config {TOY} --topology v5e:4x4 --work training --nolargest --config.seed=3"
+    plan = f"# whether it fits: python -m diffusion_jax plan {asked}"
     assert plan in capsys.readouterr().out
     monkeypatch.setattr("diffusion_jax.cli.launch.sys.executable", "python")
     log = stand_in(here / "bin", monkeypatch, "python", "gcloud", answers={"plan": ("", 1), "describe": ("ACTIVE", 0)})
