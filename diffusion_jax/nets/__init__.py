@@ -3,5 +3,9 @@
 from diffusion_jax.nets.dit import dit
 from diffusion_jax.nets.mlp import mlp
 from diffusion_jax.nets.unet import unet
+from diffusion_jax.nets.vae import vae
 
 NETWORKS = {"mlp": mlp, "unet": unet, "dit": dit}
+
+# Called with images alone; each has `encode` and `decode`.
+AUTOENCODERS = {"vae": vae}
