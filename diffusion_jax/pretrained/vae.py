@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.naming import lookup
-from diffusion_jax.nets.vae import VAE, Posterior, vae
-from diffusion_jax.pretrained.rules import CONV, POINTWISE, Table, linear, load, norm
+from diffusion_jax.nets.vae import VAE, vae
+from diffusion_jax.nets.vq import VQ
+from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
 
@@ -26,15 +27,15 @@ from diffusion_jax.types import Array, Params
 class Autoencoder(NamedTuple):
     """A network, its parameters, and the mean and the spread of its latents, (latent_channels,), Eq. (1)."""
 
-    module: VAE
+    module: VAE | VQ
     params: Params
     config: dict[str, Any]
     mean: np.ndarray
     std: np.ndarray
 
-    def encode(self, params: Params, x: Array) -> Posterior:
-        """Return q(z | x) of images (B, H, W, C) in [-1, 1], a pure function of what it is given."""
-        return self.module.apply({"params": params}, x, method="encode")  # pyright: ignore[reportReturnType]
+    def encode(self, params: Params, x: Array) -> Any:
+        """Return q(z | x) of images (B, H, W, C) in [-1, 1], or z where latents are quantised; a pure function."""
+        return self.module.apply({"params": params}, x, method="encode")
 
     def decode(self, params: Params, z: Array) -> Array:
         """Return images of z, which is the network's own and not yet Eq. (1)."""
@@ -43,7 +44,7 @@ class Autoencoder(NamedTuple):
 
 def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
-    config = _DEFAULTS | read_config(folder, ("AutoencoderKL",), "load_vae")
+    config = DEFAULTS | read_config(folder, ("AutoencoderKL",), "load_vae")
     module = vae(
         channels=config["in_channels"],
         out_channels=config["out_channels"],
@@ -55,7 +56,7 @@ def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -
     )
     tensors = open_tensors(folder, variant=variant)
     params = load(diffusers_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
-    return Autoencoder(module, params, config, *_statistics(config, folder))
+    return Autoencoder(module, params, config, *statistics(config, folder))
 
 
 def load_vae_file(
@@ -69,7 +70,7 @@ def load_vae_file(
     module = _module(tensors, groups, dtype)
     params = load(ldm_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
     config = {"scaling_factor": scale, "shift_factor": shift, "latent_channels": module.latent_channels}
-    return Autoencoder(module, params, config, *_statistics(_DEFAULTS | config, path))
+    return Autoencoder(module, params, config, *statistics(DEFAULTS | config, path))
 
 
 def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def _ends(last):
         yield from linear(f"{half}.conv_in", f"{half}/first", CONV)
         yield from norm(f"{half}.{last}", f"{half}/last_norm")
         yield from linear(f"{half}.conv_out", f"{half}/last", CONV)
+    yield Rule("quantize.embedding.weight", "codebook")
     yield from linear("quant_conv", "encoder/code", CONV)
     yield from linear("post_quant_conv", "decoder/code", CONV)
 
@@ -168,7 +170,7 @@ def _example(module: VAE) -> tuple[Any]:
     return (jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32),)
 
 
-def _statistics(config, source) -> tuple[np.ndarray, np.ndarray]:
+def statistics(config: dict[str, Any], source: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the spread of Eq. (1), one of each for a channel."""
     given = config["latents_mean"], config["latents_std"]
     shift, count = config["shift_factor"], config["latent_channels"]
@@ -223,7 +225,7 @@ def _module(tensors, groups, dtype) -> VAE:
 
 _ATTENDS: dict[str, bool] = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 
-_DEFAULTS = {
+DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",),
