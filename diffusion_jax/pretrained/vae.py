@@ -127,7 +127,8 @@ def ldm_table(widths: Sequence[int]) -> Table:
             rules += _attention(f"{theirs}.attn.{{j}}", f"{ours}_mixer_{{j}}", _LDM, POINTWISE)
         rules += linear(f"encoder.down.{level}.downsample.conv", f"encoder/down_{level + 1}_resample", CONV)
         rules += linear(f"decoder.up.{level}.upsample.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
-    return Table(tuple(rules), harmless={"loss.*": "the discriminator and the features of its training"})
+    harmless = {"loss.*": "the discriminator and the features of its training", "model_ema.*": "averages of training"}
+    return Table(tuple(rules), harmless=harmless)
 
 
 def _ends(last):
@@ -191,7 +192,11 @@ def statistics(config: dict[str, Any], source: str | Path) -> tuple[np.ndarray, 
 
 def _own(tensors: Tensors) -> Tensors:
     """Return the autoencoder's tensors, without the prefix that they have in a whole model's file."""
-    prefix = next((p for p in ("first_stage_model.", "vae.") if any(n.startswith(p) for n in tensors.shapes)), "")
+    first = "encoder.conv_in.weight"
+    found = [name.removesuffix(first) for name in tensors.shapes if f".{name}".endswith(f".{first}")]
+    if len(found) > 1:
+        raise ValueError(f"{tensors.source} holds several autoencoders, behind {', '.join(map(repr, sorted(found)))}.")
+    prefix = found[0] if found else ""
     shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
     return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
 
@@ -205,7 +210,7 @@ def _module(tensors, groups, dtype) -> VAE:
     if not places or any(end not in shapes for end in ends):
         raise ValueError(
             f"load_vae_file: {tensors.source} has no {ends[0]} or no encoder.down.0.block.0.conv2.weight, also not "
-            "behind 'first_stage_model.'. A folder of diffusers is read by load_vae."
+            "behind a prefix. A folder of diffusers is read by load_vae."
         )
     levels = 1 + max(int(place[1]) for place in places)
     return vae(

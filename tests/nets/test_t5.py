@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.nets.network import initialize
+from diffusion_jax.nets.network import count, initialize, shapes_of
 from diffusion_jax.nets.t5 import bucket, t5
 from tests.nets.tiny import stirred
 
@@ -32,6 +32,11 @@ def running(**changes):
     module = t5(**{**TINY, **changes})
     params = stirred(initialize(module, jax.random.key(0), (IDS,)))
     return jax.jit(lambda params, ids, mask: module.apply({"params": params}, ids, mask)), params
+
+
+def test_the_size_is_the_published_one():
+    shapes = shapes_of(t5(), (jax.ShapeDtypeStruct((1, 8), jnp.int32),))
+    assert count(shapes) == 4_762_310_656  # T5 1.1 XXL
 
 
 def test_buckets_are_the_published_ones():

@@ -10,7 +10,8 @@ import pytest
 
 from diffusion_jax.naming import choose
 from diffusion_jax.nets import AUTOENCODERS
-from diffusion_jax.nets.network import initialize
+from diffusion_jax.nets.network import count, initialize, shapes_of
+from diffusion_jax.nets.tiled import tiled
 from diffusion_jax.nets.vae import LEAST, MOST, Posterior, kl, mode, sample, vae
 from tests.nets.tiny import stirred
 
@@ -29,18 +30,24 @@ def built(name="vae", **changes):
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
-def test_images_come_back_in_their_shape_and_examples_are_kept_apart_in_bfloat16_too(name):
-    """In bfloat16 parameters and results stay float32."""
+def test_images_come_back_in_their_shape_and_examples_are_kept_apart(name):
     module, params = built(name)
-    rough = choose(AUTOENCODERS, {"name": name, **TINY, "dtype": "bfloat16"}, "autoencoder")
-    x = normal(2, 4, 8, 2)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initialize(rough, jax.random.key(0), (x,)))
-    run = jax.jit(lambda x: [net.apply({"params": params}, x) for net in (module, rough)])
-    (exact, near), (other, _) = run(x), run(np.stack([x[0], x[0]]))
-    assert exact.shape == x.shape and exact.dtype == near.dtype == jnp.float32
+    run, x = jax.jit(lambda x: module.apply({"params": params}, x)), normal(2, 4, 8, 2)
+    out, other = run(x), run(np.stack([x[0], x[0]]))
+    assert out.shape == x.shape and out.dtype == jnp.float32
+    np.testing.assert_allclose(out[0], other[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(out[1] - other[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_in_bfloat16_parameters_and_results_stay_float32(name):
+    module, params = built(name)
+    rough, x = choose(AUTOENCODERS, {"name": name, **TINY, "dtype": "bfloat16"}, "autoencoder"), normal(1, 4, 4, 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(rough, (x,)))} == {jnp.dtype("float32")}
+    exact, near = jax.jit(lambda: [net.apply({"params": params}, x) for net in (module, rough)])()
+    assert near.dtype == jnp.float32
     assert 0 < np.abs(exact - near).max() < 0.1 * np.abs(exact).max()
-    np.testing.assert_allclose(exact[0], other[0], rtol=1e-5, atol=1e-5)
-    assert np.abs(exact[1] - other[1]).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -51,6 +58,30 @@ def test_every_parameter_counts(name):
     slope = jax.jit(jax.grad(lambda params: jnp.sum(module.apply({"params": params}, x) * weights)))(params)
     for path, leaf in jax.tree.leaves_with_path(slope):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} plays no part"
+
+
+@pytest.mark.parametrize(
+    ("spec", "published"),
+    [
+        ({"name": "vae"}, 83_653_863),  # Stable Diffusion 1, 2 and XL
+        ({"name": "vae", "latent_channels": 16, "encoder_code": False, "decoder_code": False}, 83_819_683),  # 3, FLUX.1
+        ({"name": "vq"}, 55_322_782),  # latent diffusion, VQ-f4
+    ],
+)
+def test_sizes_are_the_published_ones(spec, published):
+    shapes = shapes_of(choose(AUTOENCODERS, spec, "autoencoder"), (jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32),))
+    assert count(shapes) == published
+
+
+def test_large_images_are_evaluated_in_tiles():
+    """A posterior is a tree of two; tiles of it and of its images have the sizes of the whole."""
+    module, params = built()
+    encode, decode = (
+        lambda x, way=way: module.apply({"params": params}, x, method=way) for way in ("encode", "decode")
+    )
+    found: Any = jax.eval_shape(tiled(encode, tile=8, overlap=2), normal(1, 20, 14, 2))
+    assert found.mean.shape == found.log_variance.shape == (1, 10, 7, 3)
+    assert jax.eval_shape(tiled(decode, tile=4, overlap=1), found.mean).shape == (1, 20, 14, 2)
 
 
 def test_draws_have_the_posteriors_moments():

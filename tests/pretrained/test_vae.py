@@ -84,7 +84,7 @@ def test_attention_as_diffusers_once_spelled_it_is_read(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_vae(tmp_path).params, network().params)
 
 
-@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "state_dict.first_stage_model."])
 def test_single_files_are_read_without_a_config(tmp_path, prefix):
     """In their authors' names the decoder's levels count from the finest, and attention is convolutions."""
     single = export(ldm_table(WIDTHS), network().params)
@@ -142,6 +142,12 @@ def test_configs_that_do_not_fit_are_refused(tmp_path, change, words):
 def test_files_of_other_networks_are_refused(tmp_path):
     with pytest.raises(ValueError, match="A folder of diffusers is read by load_vae"):
         load_vae_file(FOLDER / "diffusion_pytorch_model.safetensors", scale=1.0)
+    twice = {
+        name: np.zeros((1, 1, 3, 3), np.float32) for name in ("a.encoder.conv_in.weight", "encoder.conv_in.weight")
+    }
+    safetensors.numpy.save_file(twice, tmp_path / "twice.safetensors")
+    with pytest.raises(ValueError, match="several autoencoders, behind '', 'a.'"):
+        load_vae_file(tmp_path / "twice.safetensors", scale=1.0)
     with pytest.raises(ValueError, match="nothing.safetensors is no file"):
         load_vae_file(tmp_path / "nothing.safetensors", scale=1.0)
 
