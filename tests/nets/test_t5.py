@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_jax.nets.network import count, initialize, shapes_of
 from diffusion_jax.nets.t5 import bucket, t5
+from tests.laws import quick
 from tests.nets.tiny import stirred
 
 TINY: Any = {
@@ -69,7 +70,7 @@ def test_places_are_known_by_their_distance_alone():
     np.testing.assert_allclose(run(params, late, mask)[:, 2:], early, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("feed", ["plain", "gated"])
+@pytest.mark.parametrize("feed", quick(["plain", "gated"], "gated"))
 def test_every_parameter_counts_and_states_have_mean_square_one(feed):
     run, params = running(feed=feed)
     unscaled = {**params, "norm": {"scale": jnp.ones(8)}}
@@ -84,6 +85,7 @@ def test_numbers_that_are_no_tokens_give_nan():
     assert np.isnan(run(params, np.where(IDS == 19, 20, IDS), MASK)[0]).all()
 
 
+@pytest.mark.slow
 def test_in_bfloat16_parameters_and_results_stay_float32():
     run, params = running()
     rough, drawn = running(dtype="bfloat16")

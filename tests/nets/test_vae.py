@@ -60,6 +60,7 @@ def test_every_parameter_counts(name):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, f"{jax.tree_util.keystr(path)} plays no part"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "published"),
     [

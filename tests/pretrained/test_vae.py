@@ -10,7 +10,15 @@ import safetensors.numpy
 
 from diffusion_jax.pretrained.rules import convert, export
 from diffusion_jax.pretrained.tensors import of_arrays, open_tensors
-from diffusion_jax.pretrained.vae import diffusers_table, ldm_table, load_vae, load_vae_file
+from diffusion_jax.pretrained.vae import (
+    DEFAULTS,
+    diffusers_table,
+    ldm_table,
+    load_vae,
+    load_vae_file,
+    statistics,
+)
+from tests.laws import quick
 from tests.pretrained.folders import REFERENCE, write
 
 FOLDER = REFERENCE / "models" / "vae_sd"
@@ -84,7 +92,9 @@ def test_attention_as_diffusers_once_spelled_it_is_read(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_vae(tmp_path).params, network().params)
 
 
-@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "state_dict.first_stage_model."])
+@pytest.mark.parametrize(
+    "prefix", quick(["", "first_stage_model.", "state_dict.first_stage_model."], "first_stage_model.")
+)
 def test_single_files_are_read_without_a_config(tmp_path, prefix):
     """In their authors' names the decoder's levels count from the finest, and attention is convolutions."""
     single = export(ldm_table(WIDTHS), network().params)
@@ -104,18 +114,17 @@ def test_single_files_are_read_without_a_config(tmp_path, prefix):
     np.testing.assert_array_equal(found.std, network().std)
 
 
-def test_statistics_are_a_scale_and_a_shift_or_one_of_each_for_a_channel(tmp_path):
-    write(tmp_path / "one", config() | {"scaling_factor": 1.5305, "shift_factor": 0.0609}, weights())
-    one = load_vae(tmp_path / "one")
-    np.testing.assert_allclose((2.0 - one.mean) / one.std, np.full(4, (2.0 - 0.0609) * 1.5305), rtol=1e-6)
+def test_statistics_are_a_scale_and_a_shift_or_one_of_each_for_a_channel():
+    silent = DEFAULTS | {"latent_channels": 4}
+    mean, std = statistics(silent | {"scaling_factor": 1.5305, "shift_factor": 0.0609}, "here")
+    np.testing.assert_allclose((2.0 - mean) / std, np.full(4, (2.0 - 0.0609) * 1.5305), rtol=1e-6)
     each = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [1.0, 2.0, 3.0, 4.0], "scaling_factor": 0.5}
-    write(tmp_path / "each", config() | each, weights())
-    four = load_vae(tmp_path / "each")
-    np.testing.assert_allclose(four.mean, [1, 2, 3, 4])
-    np.testing.assert_allclose(four.std, [2, 4, 6, 8])
-    write(tmp_path / "both", config() | each | {"shift_factor": 1.0}, weights())
-    with pytest.raises(ValueError, match="both latents_mean and latents_std, and then no shift_factor"):
-        load_vae(tmp_path / "both")
+    mean, std = statistics(silent | each, "here")
+    np.testing.assert_allclose(mean, [1, 2, 3, 4])
+    np.testing.assert_allclose(std, [2, 4, 6, 8])
+    for wrong in ({"shift_factor": 1.0}, {"latents_std": None}):
+        with pytest.raises(ValueError, match="here: .* both latents_mean and latents_std, and then no shift_factor"):
+            statistics(silent | each | wrong, "here")
 
 
 @pytest.mark.parametrize(
