@@ -52,31 +52,39 @@ class Attention(nn.Module):
         return Dense(width, self.final, name="out")(attend(q, k, v, mask).reshape(x.shape))
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, mask: Array | None = None, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
     """Evaluate Eq. (1) for q (B, T, heads, d) and k and v (B, L, heads, d); `mask` (B, L) says which keys exist.
 
-    A row of the mask that allows nothing gets zeros.
+    A row of the mask that allows nothing gets zeros. `scale` is instead of 1 / sqrt(d), and `bias` (1, heads, T, L) is
+    added to the scaled products.
     """
     if mask is None:
-        return _attend(q, k, v, None)
+        return _attend(q, k, v, None, bias=bias, scale=scale)
     mask = mask.astype(bool)
     some = mask.any(-1)
-    y = _attend(q, k, v, (mask | ~some[:, None])[:, None, None])
+    y = _attend(q, k, v, (mask | ~some[:, None])[:, None, None], bias=bias, scale=scale)
     return jnp.where(some[:, None, None, None], y, jnp.zeros((), y.dtype))
 
 
-def on_cpu(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+def on_cpu(
+    q: Array, k: Array, v: Array, mask: Array | None, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
     """Evaluate Eq. (1), dividing by the sum of the weights after the product with v: a third faster, its gradient more.
 
     `mask` is (B, 1, 1, L).
     """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias / factor
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     # Subtracting any number changes nothing, so nothing flows back through the greatest
     greatest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    weights = jnp.exp((logits - greatest) * q.shape[-1] ** -0.5)
+    weights = jnp.exp((logits - greatest) * factor)
     y = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (y / weights.sum(-1, keepdims=True)).astype(q.dtype).transpose(0, 2, 1, 3)
 
@@ -106,13 +114,14 @@ def grid_waves(height: int, width: int, dim: int) -> np.ndarray:
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], 1).astype(np.float32)
 
 
-def _attend(q, k, v, mask):
+def _attend(q, k, v, mask, *, bias, scale):
     """Choose by platform: cuDNN's fused kernel in half precision, for heads it knows; our own form on CPUs; XLA's."""
     if platform() == "cpu":
-        return on_cpu(q, k, v, mask)
+        return on_cpu(q, k, v, mask, bias=bias, scale=scale)
     half = platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
-    fused = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fused = bias is None and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     if fused:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
     # As a fused kernel does, the gradient computes the weights again: they are the largest array that there is.
-    return once_more(partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v, mask=mask)
+    plain = partial(jax.nn.dot_product_attention, scale=scale, implementation="xla")
+    return once_more(plain)(q, k, v, bias=bias, mask=mask)

@@ -66,6 +66,14 @@ def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
     )
 
 
+def open_file(path: str | Path) -> Tensors:
+    """Read the names and the shapes of one file of weights, whatever its format."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"weights: {path} is no file.")
+    return _of_files([path])
+
+
 def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return tensors that are in memory."""
     return Tensors({name: tuple(np.shape(array)) for name, array in arrays.items()}, arrays.__getitem__, source)

@@ -70,13 +70,14 @@ def test_normalised_queries_and_keys_bound_the_products():
     np.testing.assert_allclose(answer(50 * x), 50 * answer(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_the_form_for_cpus_is_jaxs_own_with_its_gradients(masked):
+@pytest.mark.parametrize(("masked", "biased"), [(False, False), (True, False), (True, True)])
+def test_the_form_for_cpus_is_jaxs_own_with_its_gradients(masked, biased):
     arrays = normal(2, 5, 3, 4), normal(2, 7, 3, 4, seed=1), normal(2, 7, 3, 4, seed=2)
     mask = np.arange(7)[None, None, None] < np.array([4, 7])[:, None, None, None] if masked else None
+    more: Any = {"bias": normal(1, 3, 5, 7, seed=3), "scale": 0.7} if biased else {}
 
     def results(way):
-        loss = lambda *arrays: (jnp.sin(way(*arrays, mask=mask)).sum(), way(*arrays, mask=mask))
+        loss = lambda *arrays: (jnp.sin(y := way(*arrays, mask=mask, **more)).sum(), y)
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
 
     ours, theirs = results(attention.on_cpu), results(jax.nn.dot_product_attention)

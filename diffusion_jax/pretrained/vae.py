@@ -1,0 +1,250 @@
+"""Autoencoders of latent diffusion: folders of diffusers (AutoencoderKL), and single files as their authors wrote them.
+
+The two spell one network. A single file has no config: its shapes say how it was built, but not how many groups were
+normalised, nor the scale of its latents, which are 0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL, 1.5305 with a
+shift of 0.0609 for 3, and 0.3611 with a shift of 0.1159 for FLUX.1.
+
+    latent of diffusion = (z - mean) / std,        std = 1 / scaling_factor,  mean = shift_factor               (1)
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.naming import lookup
+from diffusion_jax.nets.vae import VAE, vae
+from diffusion_jax.nets.vq import VQ
+from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
+from diffusion_jax.types import Array, Params
+
+
+class Autoencoder(NamedTuple):
+    """A network, its parameters, and the mean and the spread of its latents, (latent_channels,), Eq. (1)."""
+
+    module: VAE | VQ
+    params: Params
+    config: dict[str, Any]
+    mean: np.ndarray
+    std: np.ndarray
+
+    def encode(self, params: Params, x: Array) -> Any:
+        """Return q(z | x) of images (B, H, W, C) in [-1, 1], or z where latents are quantised; a pure function."""
+        return self.module.apply({"params": params}, x, method="encode")
+
+    def decode(self, params: Params, z: Array) -> Array:
+        """Return images of z, which is the network's own and not yet Eq. (1)."""
+        return self.module.apply({"params": params}, z, method="decode")  # pyright: ignore[reportReturnType]
+
+
+def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
+    """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
+    config = DEFAULTS | read_config(folder, ("AutoencoderKL",), "load_vae")
+    module = vae(
+        channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        latent_channels=config["latent_channels"],
+        encoder_code=config["use_quant_conv"],
+        decoder_code=config["use_post_quant_conv"],
+        dtype=dtype,
+        **shape_of(config, folder),
+    )
+    tensors = open_tensors(folder, variant=variant)
+    params = load(diffusers_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
+    return Autoencoder(module, params, config, *statistics(config, folder))
+
+
+def load_vae_file(
+    path: str | Path, *, scale: float, shift: float = 0.0, groups: int = 32, dtype: str = "float32"
+) -> Autoencoder:
+    """Read a single file of the authors' spelling: an autoencoder's, or a whole model's, of which the rest is left.
+
+    What the file does not say is `scale`, `shift` and `groups`; the file's docstring lists the first two.
+    """
+    tensors = _own(open_file(path))
+    module = _module(tensors, groups, dtype)
+    params = load(ldm_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
+    config = {"scaling_factor": scale, "shift_factor": shift, "latent_channels": module.latent_channels}
+    return Autoencoder(module, params, config, *statistics(DEFAULTS | config, path))
+
+
+def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return the keywords that a config of diffusers has for both halves of any of its autoencoders."""
+    widths = tuple(config["block_out_channels"])
+    kinds = [tuple(config[f"{way}_block_types"]) for way in ("down", "up")]
+    levels = tuple(lookup(_ATTENDS, kind, f"down_block_types of {folder}") for kind in kinds[0])
+    mirrored = tuple(kind.replace("DownEncoder", "UpDecoder") for kind in reversed(kinds[0]))
+    if len(levels) != len(widths) or kinds[1] != mirrored:
+        raise ValueError(
+            f"{folder}: its config.json has {len(widths)} block_out_channels, down_block_types {kinds[0]} and "
+            f"up_block_types {kinds[1]}; there must be one of each for a level, and the second must mirror the first."
+        )
+    return {
+        "widths": widths,
+        "depth": config["layers_per_block"],
+        "attention": tuple(level for level, attends in enumerate(levels) if attends),
+        "middle": "attention" if config["mid_block_add_attention"] else "none",
+        "groups": config["norm_num_groups"],
+        "activation": {"swish": "silu"}.get(config["act_fn"], config["act_fn"]),
+    }
+
+
+def diffusers_table(widths: Sequence[int]) -> Table:
+    """Return the rules of diffusers, which counts the levels of the decoder from the coarsest."""
+    rules, last = list(_ends("conv_norm_out")), len(widths) - 1
+    for half in ("encoder", "decoder"):
+        for place in (0, 1):
+            rules += _block(f"{half}.mid_block.resnets.{place}", f"{half}/middle_block_{place}", "conv_shortcut")
+        rules += _attention(f"{half}.mid_block.attentions.0", f"{half}/middle_mixer")
+    for level in range(len(widths)):
+        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
+        for theirs, ours in ((down, f"encoder/down_{level}"), (up, f"decoder/up_{level}")):
+            rules += _block(f"{theirs}.resnets.{{j}}", f"{ours}_block_{{j}}", "conv_shortcut")
+            rules += _attention(f"{theirs}.attentions.{{j}}", f"{ours}_mixer_{{j}}")
+        rules += linear(f"{down}.downsamplers.0.conv", f"encoder/down_{level + 1}_resample", CONV)
+        rules += linear(f"{up}.upsamplers.0.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
+    # As diffusers wrote it before 0.12, and as most published autoencoders are.
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    return Table(tuple(rules), spellings=({}, old))
+
+
+def ldm_table(widths: Sequence[int]) -> Table:
+    """Return the rules of the authors' files, whose attention is made of 1 x 1 convolutions."""
+    rules = list(_ends("norm_out"))
+    for half in ("encoder", "decoder"):
+        for place in (0, 1):
+            rules += _block(f"{half}.mid.block_{place + 1}", f"{half}/middle_block_{place}", "nin_shortcut")
+        rules += _attention(f"{half}.mid.attn_1", f"{half}/middle_mixer", _LDM, POINTWISE)
+    for level in range(len(widths)):
+        for half, way in (("encoder", "down"), ("decoder", "up")):
+            theirs, ours = f"{half}.{way}.{level}", f"{half}/{way}_{level}"
+            rules += _block(f"{theirs}.block.{{j}}", f"{ours}_block_{{j}}", "nin_shortcut")
+            rules += _attention(f"{theirs}.attn.{{j}}", f"{ours}_mixer_{{j}}", _LDM, POINTWISE)
+        rules += linear(f"encoder.down.{level}.downsample.conv", f"encoder/down_{level + 1}_resample", CONV)
+        rules += linear(f"decoder.up.{level}.upsample.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
+    harmless = {"loss.*": "the discriminator and the features of its training", "model_ema.*": "averages of training"}
+    return Table(tuple(rules), harmless=harmless)
+
+
+def _ends(last):
+    """Give the rules of what both spell alike but for the last norm."""
+    for half in ("encoder", "decoder"):
+        yield from linear(f"{half}.conv_in", f"{half}/first", CONV)
+        yield from norm(f"{half}.{last}", f"{half}/last_norm")
+        yield from linear(f"{half}.conv_out", f"{half}/last", CONV)
+    yield Rule("quantize.embedding.weight", "codebook")
+    yield from linear("quant_conv", "encoder/code", CONV)
+    yield from linear("post_quant_conv", "decoder/code", CONV)
+
+
+def _block(theirs, ours, shortcut):
+    return [
+        *norm(f"{theirs}.norm1", f"{ours}/norm_1"),
+        *linear(f"{theirs}.conv1", f"{ours}/conv_1", CONV),
+        *norm(f"{theirs}.norm2", f"{ours}/norm_2"),
+        *linear(f"{theirs}.conv2", f"{ours}/conv_2", CONV),
+        *linear(f"{theirs}.{shortcut}", f"{ours}/shortcut", CONV),
+    ]
+
+
+_DIFFUSERS = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
+_LDM = ("norm", "q", "k", "v", "proj_out")
+
+
+def _attention(theirs, ours, names=_DIFFUSERS, layout=None):
+    first, *qkv, out = (f"{theirs}.{name}" for name in names)
+    layouts = () if layout is None else (layout,)
+    return [
+        *norm(first, f"{ours}/norm"),
+        *linear(tuple(qkv), f"{ours}/attention/qkv", *layouts),
+        *linear(out, f"{ours}/attention/out", *layouts),
+    ]
+
+
+def _example(module: VAE) -> tuple[Any]:
+    side = 2 ** (len(module.frame.widths) - 1)
+    return (jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32),)
+
+
+def statistics(config: dict[str, Any], source: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the spread of Eq. (1), one of each for a channel."""
+    given = config["latents_mean"], config["latents_std"]
+    shift, count = config["shift_factor"], config["latent_channels"]
+    if (given[0] is None) != (given[1] is None) or (given[0] is not None and shift):
+        raise ValueError(
+            f"{source}: its config.json must have both latents_mean and latents_std, and then no shift_factor, or "
+            f"neither; they are {given[0]}, {given[1]} and {shift}."
+        )
+    mean, std = ([shift or 0.0], [1.0]) if given[0] is None else given
+    if not config["scaling_factor"] or {len(mean), len(std)} - {1, count}:
+        raise ValueError(
+            f"{source}: scaling_factor {config['scaling_factor']}, mean {mean} and std {std} are no statistics of "
+            f"{count} channels; there must be one number for each channel, and the factor must not be 0."
+        )
+    std = np.asarray(std, np.float32) / np.float32(config["scaling_factor"])
+    return np.broadcast_to(np.asarray(mean, np.float32), (count,)), np.broadcast_to(std, (count,))
+
+
+def _own(tensors: Tensors) -> Tensors:
+    """Return the autoencoder's tensors, without the prefix that they have in a whole model's file."""
+    first = "encoder.conv_in.weight"
+    found = [name.removesuffix(first) for name in tensors.shapes if f".{name}".endswith(f".{first}")]
+    if len(found) > 1:
+        raise ValueError(f"{tensors.source} holds several autoencoders, behind {', '.join(map(repr, sorted(found)))}.")
+    prefix = found[0] if found else ""
+    shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
+    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
+
+
+def _module(tensors, groups, dtype) -> VAE:
+    """Build the network that has a file's shapes."""
+    shapes = tensors.shapes
+    block = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight")
+    places = [found for name in shapes if (found := block.fullmatch(name))]
+    ends = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
+    if not places or any(end not in shapes for end in ends):
+        raise ValueError(
+            f"load_vae_file: {tensors.source} has no {ends[0]} or no encoder.down.0.block.0.conv2.weight, also not "
+            "behind a prefix. A folder of diffusers is read by load_vae."
+        )
+    levels = 1 + max(int(place[1]) for place in places)
+    return vae(
+        channels=shapes[ends[0]][1],
+        out_channels=shapes[ends[2]][0],
+        latent_channels=shapes[ends[1]][1],
+        widths=tuple(shapes.get(f"encoder.down.{level}.block.0.conv2.weight", (0,))[0] for level in range(levels)),
+        depth=1 + max(int(place[2]) for place in places),
+        attention=tuple(level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in shapes),
+        middle="attention" if "encoder.mid.attn_1.norm.weight" in shapes else "none",
+        encoder_code="quant_conv.weight" in shapes,
+        decoder_code="post_quant_conv.weight" in shapes,
+        groups=groups,
+        dtype=dtype,
+    )
+
+
+_ATTENDS: dict[str, bool] = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+
+DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}

@@ -1,0 +1,34 @@
+"""Vector-quantised autoencoders from folders of diffusers (VQModel)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.nets.vq import vq
+from diffusion_jax.pretrained.rules import load
+from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.vae import DEFAULTS, Autoencoder, diffusers_table, shape_of, statistics
+
+
+def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
+    """Read a folder of diffusers; the network computes, and is kept, in `dtype`, and `encode` does not quantise."""
+    silent = {"latent_channels": 3, "num_vq_embeddings": 256, "vq_embed_dim": None, "norm_type": "group"}
+    config = DEFAULTS | silent | read_config(folder, ("VQModel",), "load_vq")
+    if config["norm_type"] != "group":
+        raise ValueError(f"load_vq: {folder} has norm_type '{config['norm_type']}'; only 'group' is known.")
+    module = vq(
+        channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        latent_channels=config["latent_channels"],
+        entries=config["num_vq_embeddings"],
+        entry_width=config["vq_embed_dim"],
+        dtype=dtype,
+        **shape_of(config, folder),
+    )
+    side = 2 ** (len(module.frame.widths) - 1)
+    example = jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32)
+    tensors = open_tensors(folder, variant=variant)
+    params = load(diffusers_table(module.frame.widths), tensors, module, (example,), dtype=dtype)
+    seen = config | {"latent_channels": module.entry_width}  # by a diffusion model
+    return Autoencoder(module, params, config, *statistics(seen, folder))
