@@ -6,6 +6,7 @@ asks for what ours cannot do is refused by the entry that asks for it.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS
 from diffusion_jax.nets.unet import unet
+from diffusion_jax.pretrained.blocks import BEFORE, attention, residual
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 
@@ -97,44 +99,26 @@ def table_of(config: Mapping[str, Any]) -> Table:
     """Return the rules of a config."""
     last = len(config["block_out_channels"]) - 1
     inner = DENSE if config.get("use_linear_projection") else POINTWISE
-    mix = _attention if config["_class_name"] == "UNet2DModel" else _transformer
+    told = config["_class_name"] == "UNet2DConditionModel"
+    mix = partial(_transformer, inner=inner) if told else attention
     rules = [
         *linear("conv_in", "first", CONV),
         *linear("time_embedding.linear_{i}", "conditioning/time_{i}"),
         *linear("add_embedding.linear_{i}", "conditioning/pooled_{i}"),
         Rule("class_embedding.weight", "conditioning/label"),
-        *_residual("mid_block.resnets.{i}", "middle_block_{i}"),
-        *mix("mid_block.attentions.0", "middle_mixer", inner),
+        *residual("mid_block.resnets.{i}", "middle_block_{i}"),
+        *mix("mid_block.attentions.0", "middle_mixer"),
         *norm("conv_norm_out", "last_norm"),
         *linear("conv_out", "last", CONV),
     ]
     for level in range(last + 1):
         down, up = f"down_blocks.{level}", f"up_blocks.{last - level}"
         for theirs, ours in ((down, f"down_{level}"), (up, f"up_{level}")):
-            rules += _residual(f"{theirs}.resnets.{{i}}", f"{ours}_block_{{i}}")
-            rules += mix(f"{theirs}.attentions.{{i}}", f"{ours}_mixer_{{i}}", inner)
+            rules += residual(f"{theirs}.resnets.{{i}}", f"{ours}_block_{{i}}")
+            rules += mix(f"{theirs}.attentions.{{i}}", f"{ours}_mixer_{{i}}")
         rules += linear(f"{down}.downsamplers.0.conv", f"down_{level + 1}_resample", CONV)
         rules += linear(f"{up}.upsamplers.0.conv", f"up_{level - 1}_resample/conv", CONV)
-    return Table(tuple(rules), spellings=({}, _OLD))
-
-
-def _residual(theirs, ours):
-    return (
-        *norm(f"{theirs}.norm1", f"{ours}/norm_1"),
-        *linear(f"{theirs}.conv1", f"{ours}/conv_1", CONV),
-        *linear(f"{theirs}.time_emb_proj", f"{ours}/tell"),
-        *norm(f"{theirs}.norm2", f"{ours}/norm_2"),
-        *linear(f"{theirs}.conv2", f"{ours}/conv_2", CONV),
-        *linear(f"{theirs}.conv_shortcut", f"{ours}/shortcut", CONV),
-    )
-
-
-def _attention(theirs, ours, inner):
-    return (
-        *norm(f"{theirs}.group_norm", f"{ours}/norm"),
-        *linear(tuple(f"{theirs}.to_{part}" for part in "qkv"), f"{ours}/attention/qkv"),
-        *linear(f"{theirs}.to_out.0", f"{ours}/attention/out"),
-    )
+    return Table(tuple(rules), spellings=({}, BEFORE))
 
 
 def _transformer(theirs, ours, inner):
@@ -185,9 +169,6 @@ def _check(config, folder):
             f"freq_shift={config['freq_shift']}; known are True with 0 and False with 1."
         )
 
-
-# As diffusers wrote the attention of images before 0.12.
-_OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 _BOTH = {
     "in_channels": 4,

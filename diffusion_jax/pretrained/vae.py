@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.vae import VAE, vae
 from diffusion_jax.nets.vq import VQ
+from diffusion_jax.pretrained.blocks import BEFORE, attention, residual
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
@@ -99,18 +100,16 @@ def diffusers_table(widths: Sequence[int]) -> Table:
     rules, last = list(_ends("conv_norm_out")), len(widths) - 1
     for half in ("encoder", "decoder"):
         for place in (0, 1):
-            rules += _block(f"{half}.mid_block.resnets.{place}", f"{half}/middle_block_{place}", "conv_shortcut")
-        rules += _attention(f"{half}.mid_block.attentions.0", f"{half}/middle_mixer")
+            rules += residual(f"{half}.mid_block.resnets.{place}", f"{half}/middle_block_{place}")
+        rules += attention(f"{half}.mid_block.attentions.0", f"{half}/middle_mixer")
     for level in range(len(widths)):
         down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
         for theirs, ours in ((down, f"encoder/down_{level}"), (up, f"decoder/up_{level}")):
-            rules += _block(f"{theirs}.resnets.{{j}}", f"{ours}_block_{{j}}", "conv_shortcut")
-            rules += _attention(f"{theirs}.attentions.{{j}}", f"{ours}_mixer_{{j}}")
+            rules += residual(f"{theirs}.resnets.{{j}}", f"{ours}_block_{{j}}")
+            rules += attention(f"{theirs}.attentions.{{j}}", f"{ours}_mixer_{{j}}")
         rules += linear(f"{down}.downsamplers.0.conv", f"encoder/down_{level + 1}_resample", CONV)
         rules += linear(f"{up}.upsamplers.0.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
-    # As diffusers wrote it before 0.12, and as most published autoencoders are.
-    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    return Table(tuple(rules), spellings=({}, old))
+    return Table(tuple(rules), spellings=({}, BEFORE))
 
 
 def ldm_table(widths: Sequence[int]) -> Table:
@@ -118,13 +117,13 @@ def ldm_table(widths: Sequence[int]) -> Table:
     rules = list(_ends("norm_out"))
     for half in ("encoder", "decoder"):
         for place in (0, 1):
-            rules += _block(f"{half}.mid.block_{place + 1}", f"{half}/middle_block_{place}", "nin_shortcut")
-        rules += _attention(f"{half}.mid.attn_1", f"{half}/middle_mixer", _LDM, POINTWISE)
+            rules += residual(f"{half}.mid.block_{place + 1}", f"{half}/middle_block_{place}", "nin_shortcut")
+        rules += attention(f"{half}.mid.attn_1", f"{half}/middle_mixer", _LDM, POINTWISE)
     for level in range(len(widths)):
         for half, way in (("encoder", "down"), ("decoder", "up")):
             theirs, ours = f"{half}.{way}.{level}", f"{half}/{way}_{level}"
-            rules += _block(f"{theirs}.block.{{j}}", f"{ours}_block_{{j}}", "nin_shortcut")
-            rules += _attention(f"{theirs}.attn.{{j}}", f"{ours}_mixer_{{j}}", _LDM, POINTWISE)
+            rules += residual(f"{theirs}.block.{{j}}", f"{ours}_block_{{j}}", "nin_shortcut")
+            rules += attention(f"{theirs}.attn.{{j}}", f"{ours}_mixer_{{j}}", _LDM, POINTWISE)
         rules += linear(f"encoder.down.{level}.downsample.conv", f"encoder/down_{level + 1}_resample", CONV)
         rules += linear(f"decoder.up.{level}.upsample.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
     harmless = {"loss.*": "the discriminator and the features of its training", "model_ema.*": "averages of training"}
@@ -142,28 +141,7 @@ def _ends(last):
     yield from linear("post_quant_conv", "decoder/code", CONV)
 
 
-def _block(theirs, ours, shortcut):
-    return [
-        *norm(f"{theirs}.norm1", f"{ours}/norm_1"),
-        *linear(f"{theirs}.conv1", f"{ours}/conv_1", CONV),
-        *norm(f"{theirs}.norm2", f"{ours}/norm_2"),
-        *linear(f"{theirs}.conv2", f"{ours}/conv_2", CONV),
-        *linear(f"{theirs}.{shortcut}", f"{ours}/shortcut", CONV),
-    ]
-
-
-_DIFFUSERS = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
 _LDM = ("norm", "q", "k", "v", "proj_out")
-
-
-def _attention(theirs, ours, names=_DIFFUSERS, layout=None):
-    first, *qkv, out = (f"{theirs}.{name}" for name in names)
-    layouts = () if layout is None else (layout,)
-    return [
-        *norm(first, f"{ours}/norm"),
-        *linear(tuple(qkv), f"{ours}/attention/qkv", *layouts),
-        *linear(out, f"{ours}/attention/out", *layouts),
-    ]
 
 
 def _example(module: VAE) -> tuple[Any]:
