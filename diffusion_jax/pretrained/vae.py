@@ -45,7 +45,7 @@ class Autoencoder(NamedTuple):
 
 def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
-    config = DEFAULTS | read_config(folder, ("AutoencoderKL",), "load_vae")
+    config = complete(read_config(folder, ("AutoencoderKL",), "load_vae"))
     module = vae(
         channels=config["in_channels"],
         out_channels=config["out_channels"],
@@ -71,7 +71,12 @@ def load_vae_file(
     module = _module(tensors, groups, dtype)
     params = load(ldm_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
     config = {"scaling_factor": scale, "shift_factor": shift, "latent_channels": module.latent_channels}
-    return Autoencoder(module, params, config, *statistics(DEFAULTS | config, path))
+    return Autoencoder(module, params, config, *statistics(complete(config), path))
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with what diffusers takes where it is silent."""
+    return _DEFAULTS | config
 
 
 def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def _module(tensors, groups, dtype) -> VAE:
 
 _ATTENDS: dict[str, bool] = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 
-DEFAULTS = {
+_DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ("DownEncoderBlock2D",),

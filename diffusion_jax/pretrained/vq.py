@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from diffusion_jax.nets.vq import vq
 from diffusion_jax.pretrained.rules import load
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
-from diffusion_jax.pretrained.vae import DEFAULTS, Autoencoder, diffusers_table, shape_of, statistics
+from diffusion_jax.pretrained.vae import Autoencoder, complete, diffusers_table, shape_of, statistics
 
 
 def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`, and `encode` does not quantise."""
     silent = {"latent_channels": 3, "num_vq_embeddings": 256, "vq_embed_dim": None, "norm_type": "group"}
-    config = DEFAULTS | silent | read_config(folder, ("VQModel",), "load_vq")
+    config = complete(silent | read_config(folder, ("VQModel",), "load_vq"))
     if config["norm_type"] != "group":
         raise ValueError(f"load_vq: {folder} has norm_type '{config['norm_type']}'; only 'group' is known.")
     module = vq(

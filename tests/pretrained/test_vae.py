@@ -11,7 +11,7 @@ import safetensors.numpy
 from diffusion_jax.pretrained.rules import convert, export
 from diffusion_jax.pretrained.tensors import of_arrays, open_tensors
 from diffusion_jax.pretrained.vae import (
-    DEFAULTS,
+    complete,
     diffusers_table,
     ldm_table,
     load_vae,
@@ -115,7 +115,7 @@ def test_single_files_are_read_without_a_config(tmp_path, prefix):
 
 
 def test_statistics_are_a_scale_and_a_shift_or_one_of_each_for_a_channel():
-    silent = DEFAULTS | {"latent_channels": 4}
+    silent = complete({"latent_channels": 4})
     mean, std = statistics(silent | {"scaling_factor": 1.5305, "shift_factor": 0.0609}, "here")
     np.testing.assert_allclose((2.0 - mean) / std, np.full(4, (2.0 - 0.0609) * 1.5305), rtol=1e-6)
     each = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [1.0, 2.0, 3.0, 4.0], "scaling_factor": 0.5}
