@@ -32,6 +32,13 @@ def _promotion(request):
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten():
+    """Let go of a file's compiled programs at its end: those of all files together do not fit a small machine."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64."""

@@ -124,7 +124,7 @@ def planned(topology, **values):
 
 
 def kinds(one):
-    return {collective.kind for collective in row(one)["collectives"]}
+    return {collective["kind"] for collective in row(one)["collectives"]}
 
 
 @pytest.mark.slow
