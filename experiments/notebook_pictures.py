@@ -47,6 +47,7 @@ def execute(path: Path, folder: Path, *, seconds: int = LIMIT, environment: Mapp
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, km=ThisPython(), timeout=seconds, resources={"metadata": {"path": str(folder)}})
+    client.owns_km = True  # or the kernel would outlive its notebook
     return client.execute(env={**os.environ, **(environment or {})})
 
 
