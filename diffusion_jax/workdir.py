@@ -44,12 +44,7 @@ def open_workdir(workdir: Path, config: ConfigDict) -> TextIO:
 
     A folder that holds the run of another config is refused, with the difference, and so is one that is in use.
     """
-    differences = config_differences(workdir, config)
-    if differences:
-        raise ValueError(
-            f"{workdir} holds the run of another config; {'; '.join(differences)}. Give another --workdir, or the old "
-            "values."
-        )
+    refuse_another(workdir, config)
     workdir.mkdir(parents=True, exist_ok=True)
     held = (workdir / "in_use").open("w")
     try:
@@ -61,6 +56,15 @@ def open_workdir(workdir: Path, config: ConfigDict) -> TextIO:
         ) from None
     write_json(workdir / "config.json", plain(config))
     return held
+
+
+def refuse_another(
+    workdir: Path, config: ConfigDict, remedy: str = "Give another --workdir, or the old values."
+) -> None:
+    """Refuse a folder that holds the run of another config, with the difference and what to do."""
+    differences = config_differences(workdir, config)
+    if differences:
+        raise ValueError(f"{workdir} holds the run of another config; {'; '.join(differences)}. {remedy}")
 
 
 def config_differences(workdir: Path, config: ConfigDict) -> list[str]:

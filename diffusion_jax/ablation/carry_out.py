@@ -10,7 +10,7 @@ from diffusion_jax.ablation.question import Run
 from diffusion_jax.files import replacing
 from diffusion_jax.launch.backend import Ended
 from diffusion_jax.launch.local import can_go_on
-from diffusion_jax.workdir import config_differences, finished
+from diffusion_jax.workdir import finished, refuse_another
 
 AGAIN = 3  # times that a run is begun; one that was stopped from outside each time has failed
 
@@ -27,12 +27,7 @@ def waiting(runs: Sequence[Run]) -> list[Run]:
     """Return the runs that are not done; a folder that holds another run is refused before any is begun."""
     found = []
     for run in runs:
-        differences = config_differences(run.job.workdir, run.config)
-        if differences:
-            raise ValueError(
-                f"{run.job.workdir} holds the run of another config; {'; '.join(differences)}. Give another --out, or "
-                "remove that folder."
-            )
+        refuse_another(run.job.workdir, run.config, "Give another --out, or remove that folder.")
         if not finished(run.job.workdir, run.config):
             found.append(run)
     return found

@@ -47,7 +47,7 @@ from diffusion_jax.launch.job import Job, command, repeated, shown
 from diffusion_jax.launch.local import can_go_on
 from diffusion_jax.launch.start import keep_off_devices, refuse, start
 from diffusion_jax.training.loop import PREEMPTED
-from diffusion_jax.workdir import config_differences
+from diffusion_jax.workdir import refuse_another
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -85,12 +85,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 def _check(job: Job, *, build: bool) -> None:
     """Read a job as `train` will; refuse the folder of another run, where it can be seen from here."""
     config, workdir = arguments.read(command(job)[4:])
-    differences = config_differences(workdir, config)
-    if differences:
-        raise ValueError(
-            f"{workdir} holds the run of another config; {'; '.join(differences)}. Give another --workdir, or the old "
-            "values."
-        )
+    refuse_another(workdir, config)
     try:
         if build:
             check(config, blank(config.expects) if config.expects else None)  # its data are where it runs
