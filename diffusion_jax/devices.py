@@ -20,9 +20,10 @@ BATCH = (DATA, FSDP)  # the axes that a batch is split over
 # The kernels that `tensor` splits, by the end of their path: the columns of one product, then the rows of the next, so
 # that there is one sum for both. The names are those of every network of `nets/`.
 COLUMNS = r"(^|/)(qkv|q|kv|dense_1|conv_1)/kernel$"
+ROWS = r"((attention|to_text)/out|(^|/)dense_2|(^|/)conv_2)/kernel$"
+
 LEAST = 2**12  # numbers; a smaller kernel is whole on every device, since to gather it takes longer than to keep it
 GATHERED = "gathered"  # what a gathered kernel is called where it is said what to keep for the gradient
-ROWS = r"((attention|to_text)/out|(^|/)dense_2|(^|/)conv_2)/kernel$"
 
 
 class Layout(NamedTuple):

@@ -29,7 +29,7 @@ from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, Law, Scheme, fan_average, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.norm import layer_norm
-from diffusion_jax.nets.remat import REMATS, within
+from diffusion_jax.nets.remat import REMATS
 from diffusion_jax.types import Array, Time
 
 
@@ -133,8 +133,7 @@ class DiT(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=depth,
         )
-        with within(self.remat):
-            h, _ = blocks(self.shape, name="blocks")(h, signal, angles, jnp.arange(depth))
+        h, _ = blocks(self.shape, name="blocks")(h, signal, angles, jnp.arange(depth))
         h = layer_norm(h, 1e-6).astype(self.dtype)
         if signal.embedding is not None:
             h = _modulated(h, *jnp.split(Dense(2 * width, ZERO, name="last_modulation")(signal.embedding), 2, -1))

@@ -26,12 +26,12 @@ def none(block: Any, *, scanned: bool) -> Any:
 
 def dots(block: Any, *, scanned: bool) -> Any:
     """Keep the results of matrix products; in a scan this also saves the time that writing all the rest takes."""
-    return nn.remat(block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=not scanned)
+    return nn.remat(_telling(block, dots), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=not scanned)
 
 
 def blocks(block: Any, *, scanned: bool) -> Any:
     """Keep the input only."""
-    return nn.remat(block, prevent_cse=not scanned)  # a compiler that sees the scan cannot undo it
+    return nn.remat(_telling(block, blocks), prevent_cse=not scanned)  # a compiler that sees the scan cannot undo it
 
 
 @contextlib.contextmanager
@@ -47,6 +47,17 @@ def within(remat: Any) -> Iterator[None]:
 def once_more(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a part of a block whose gradient computes it again, unless the block is computed again in any case."""
     return function if _AGAIN.get() else jax.checkpoint(function)
+
+
+def _telling(block, remat):
+    """Return a block that says so to its parts while it is traced."""
+
+    class Telling(block):
+        def __call__(self, *args):
+            with within(remat):
+                return super().__call__(*args)
+
+    return Telling
 
 
 _AGAIN = contextvars.ContextVar("blocks are computed again", default=False)

@@ -29,7 +29,7 @@ from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import SCHEMES, ZERO
 from diffusion_jax.nets.linear import Conv
 from diffusion_jax.nets.norm import NORMS
-from diffusion_jax.nets.remat import REMATS, within
+from diffusion_jax.nets.remat import REMATS
 from diffusion_jax.nets.resample import RESAMPLERS, Between, Inside
 from diffusion_jax.types import Array, Time
 
@@ -181,17 +181,14 @@ class UNet(nn.Module):
 
     def mapped(self, name, h, signal, width, resample=None):
         """Apply a block."""
-        block = self.remat(self.block, scanned=False)
-        with within(self.remat):
-            return along_batch(block(width, self.style, resample, name=name)(h, signal))
+        return along_batch(self.remat(self.block, scanned=False)(width, self.style, resample, name=name)(h, signal))
 
     def mixed(self, name, h, signal, level):
         """Let pixels attend, where the level says so."""
         if not level.heads:
             return h
         mixer = self.remat(self.mixer, scanned=False)
-        with within(self.remat):
-            return along_batch(mixer(level.heads, level.transformers, self.style, name=name)(h, signal))
+        return along_batch(mixer(level.heads, level.transformers, self.style, name=name)(h, signal))
 
     def halved(self, index, h, image, signal):
         """Go down to level `index`; with image_skip "residual" the image goes down beside h and joins it."""
