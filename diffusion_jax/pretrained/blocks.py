@@ -1,12 +1,38 @@
 """What the files of diffusers' U-Nets and autoencoders spell alike: residual blocks, and the attention of images."""
 
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 from diffusion_jax.pretrained.rules import CONV, DENSE, Layout, Rule, linear, norm
 
 DIFFUSERS = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
 # As diffusers wrote it before 0.12, and as most published models are.
 BEFORE = MappingProxyType({".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."})
+
+
+def levels(
+    count: int, mix: Callable[[str, str], Iterable[Rule]], *, theirs: tuple[str, str], ours: tuple[str, str]
+) -> list[Rule]:
+    """Give the rules of `count` levels on the way down and up, whose names begin so; `mix` gives those of attention.
+
+    They count the levels of the way up from the coarsest, and resampling with the level that it leaves. We count both
+    from the finest, and resampling with the level that it leads to.
+    """
+    rules = []
+    for level in range(count):
+        places = f"{theirs[0]}.{level}", f"{theirs[1]}.{count - 1 - level}"
+        for there, here in zip(places, ours, strict=True):
+            rules += residual(f"{there}.resnets.{{i}}", f"{here}_{level}_block_{{i}}")
+            rules += mix(f"{there}.attentions.{{i}}", f"{here}_{level}_mixer_{{i}}")
+        rules += linear(f"{places[0]}.downsamplers.0.conv", f"{ours[0]}_{level + 1}_resample", CONV)
+        rules += linear(f"{places[1]}.upsamplers.0.conv", f"{ours[1]}_{level - 1}_resample/conv", CONV)
+    return rules
+
+
+def activation_of(config: Mapping[str, Any]) -> str:
+    """Return the name that we have for a config's activation."""
+    return {"swish": "silu"}.get(config["act_fn"], config["act_fn"])
 
 
 def residual(theirs: str, ours: str, shortcut: str = "conv_shortcut") -> list[Rule]:

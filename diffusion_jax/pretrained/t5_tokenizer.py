@@ -4,14 +4,14 @@ The pieces lie in tokenizer.json, which the library `tokenizers` reads. Older fo
 which only the library sentencepiece reads; transformers turns it into the other.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_jax.nets import checks
+from diffusion_jax.pretrained.tokenizer import library_for
 
 PAD, END = "<pad>", "</s>"
 
@@ -31,10 +31,7 @@ def t5_tokenizer(folder: str | Path, *, length: int = 512) -> Callable[[Sequence
     """
     checks.whole("t5_tokenizer", 1, length=length)
     folder = Path(folder).expanduser()
-    try:
-        library: Any = importlib.import_module("tokenizers")
-    except ImportError:
-        raise ValueError("t5_tokenizer: it needs the library `tokenizers`: pip install tokenizers.") from None
+    library = library_for("t5_tokenizer")
     if not (folder / "tokenizer.json").is_file():
         only = (
             " spiece.model alone cannot be read without sentencepiece;" if (folder / "spiece.model").is_file() else ""

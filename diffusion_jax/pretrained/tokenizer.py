@@ -22,10 +22,7 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequenc
     A text that is too long loses its last pieces, not its end.
     """
     folder = Path(folder).expanduser()
-    try:
-        library: Any = importlib.import_module("tokenizers")
-    except ImportError:
-        raise ValueError("clip_tokenizer: it needs the library `tokenizers`: pip install tokenizers.") from None
+    library = library_for("clip_tokenizer")
     if (folder / "tokenizer.json").is_file():
         tokenizer = _checked(library.Tokenizer.from_file(str(folder / "tokenizer.json")), folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -42,6 +39,14 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequenc
         return np.array([text.ids for text in tokenizer.encode_batch(list(texts))], np.int32).reshape(-1, length)
 
     return tokens
+
+
+def library_for(wanted: str) -> Any:
+    """Return the library `tokenizers`; `wanted` says what for, in errors."""
+    try:
+        return importlib.import_module("tokenizers")
+    except ImportError:
+        raise ValueError(f"{wanted}: it needs the library `tokenizers`: pip install tokenizers.") from None
 
 
 def _of_pieces(library, folder):

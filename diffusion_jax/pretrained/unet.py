@@ -1,8 +1,7 @@
 """U-Nets from folders of diffusers: UNet2DModel, such as DDPM's, and UNet2DConditionModel, such as Stable Diffusion's.
 
-Both are ours (`nets/unet.py`) by other names. They count the levels of the way up from the coarsest, and resampling
-with the level that it leaves; we count from the finest, and resampling with the level that it leads to. A config that
-asks for what ours cannot do is refused by the entry that asks for it.
+Both are ours (`nets/unet.py`) by other names. A config that asks for what ours cannot do is refused by the entry that
+asks for it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS
 from diffusion_jax.nets.unet import unet
-from diffusion_jax.pretrained.blocks import BEFORE, attention, residual
+from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 
@@ -69,17 +68,17 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
     if attends != mirrored or set(attends) - {"", word}:
         known = f"DownBlock2D and {word}DownBlock2D, and their mirror image"
         raise ValueError(f"{folder}: down_block_types {down} and up_block_types {up} are not known; known are {known}.")
-    levels = len(widths)
+    count = len(widths)
     return {
         "channels": config["in_channels"],
         "out_channels": config["out_channels"],
-        "image_size": 2 ** (levels - 1),  # in name: the levels are what matters
+        "image_size": 2 ** (count - 1),  # in name: the levels are what matters
         "width": first,
         "multipliers": tuple(width // first for width in widths),
         "depth": config["layers_per_block"],
-        "attention": tuple(2 ** (levels - 1 - level) for level, name in enumerate(attends) if name),
+        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name),
         "mixer": "transformer" if told else "attention",
-        "transformers": _each(config.get("transformer_layers_per_block", 1), levels),
+        "transformers": _each(config.get("transformer_layers_per_block", 1), count),
         "text_width": config["cross_attention_dim"] if told else 0,
         "pooled_width": config["projection_class_embeddings_input_dim"] or 0 if told else 0,
         "num_classes": max((config["num_class_embeds"] or 0) - 1, 0),  # the last of theirs is our null label
@@ -88,7 +87,7 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
         "groups": config["norm_num_groups"],
         "group_width": 1,
         "epsilon": config["norm_eps"],
-        "activation": {"swish": "silu"}.get(config["act_fn"], config["act_fn"]),
+        "activation": activation_of(config),
         "dropout": config["dropout"],
         "time": {"name": "sinusoidal" if config["flip_sin_to_cos"] else "positional", "time_scale": 1.0},
         **_heads(config, widths, folder, told),
@@ -97,7 +96,6 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
 
 def table_of(config: Mapping[str, Any]) -> Table:
     """Return the rules of a config."""
-    last = len(config["block_out_channels"]) - 1
     inner = DENSE if config.get("use_linear_projection") else POINTWISE
     told = config["_class_name"] == "UNet2DConditionModel"
     mix = partial(_transformer, inner=inner) if told else attention
@@ -110,14 +108,8 @@ def table_of(config: Mapping[str, Any]) -> Table:
         *mix("mid_block.attentions.0", "middle_mixer"),
         *norm("conv_norm_out", "last_norm"),
         *linear("conv_out", "last", CONV),
+        *levels(len(config["block_out_channels"]), mix, theirs=("down_blocks", "up_blocks"), ours=("down", "up")),
     ]
-    for level in range(last + 1):
-        down, up = f"down_blocks.{level}", f"up_blocks.{last - level}"
-        for theirs, ours in ((down, f"down_{level}"), (up, f"up_{level}")):
-            rules += residual(f"{theirs}.resnets.{{i}}", f"{ours}_block_{{i}}")
-            rules += mix(f"{theirs}.attentions.{{i}}", f"{ours}_mixer_{{i}}")
-        rules += linear(f"{down}.downsamplers.0.conv", f"down_{level + 1}_resample", CONV)
-        rules += linear(f"{up}.upsamplers.0.conv", f"up_{level - 1}_resample/conv", CONV)
     return Table(tuple(rules), spellings=({}, BEFORE))
 
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.naming import lookup
+from diffusion_jax.nets.autoencoder import factor
 from diffusion_jax.nets.vae import VAE, vae
 from diffusion_jax.nets.vq import VQ
-from diffusion_jax.pretrained.blocks import BEFORE, attention, residual
+from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
@@ -56,7 +57,7 @@ def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -
         **shape_of(config, folder),
     )
     tensors = open_tensors(folder, variant=variant)
-    params = load(diffusers_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
+    params = load(diffusers_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
     return Autoencoder(module, params, config, *statistics(config, folder))
 
 
@@ -69,7 +70,7 @@ def load_vae_file(
     """
     tensors = _own(open_file(path))
     module = _module(tensors, groups, dtype)
-    params = load(ldm_table(module.frame.widths), tensors, module, _example(module), dtype=dtype)
+    params = load(ldm_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
     config = {"scaling_factor": scale, "shift_factor": shift, "latent_channels": module.latent_channels}
     return Autoencoder(module, params, config, *statistics(complete(config), path))
 
@@ -83,9 +84,9 @@ def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """Return the keywords that a config of diffusers has for both halves of any of its autoencoders."""
     widths = tuple(config["block_out_channels"])
     kinds = [tuple(config[f"{way}_block_types"]) for way in ("down", "up")]
-    levels = tuple(lookup(_ATTENDS, kind, f"down_block_types of {folder}") for kind in kinds[0])
+    attends = tuple(lookup(_ATTENDS, kind, f"down_block_types of {folder}") for kind in kinds[0])
     mirrored = tuple(kind.replace("DownEncoder", "UpDecoder") for kind in reversed(kinds[0]))
-    if len(levels) != len(widths) or kinds[1] != mirrored:
+    if len(attends) != len(widths) or kinds[1] != mirrored:
         raise ValueError(
             f"{folder}: its config.json has {len(widths)} block_out_channels, down_block_types {kinds[0]} and "
             f"up_block_types {kinds[1]}; there must be one of each for a level, and the second must mirror the first."
@@ -93,27 +94,22 @@ def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     return {
         "widths": widths,
         "depth": config["layers_per_block"],
-        "attention": tuple(level for level, attends in enumerate(levels) if attends),
+        "attention": tuple(level for level, here in enumerate(attends) if here),
         "middle": "attention" if config["mid_block_add_attention"] else "none",
         "groups": config["norm_num_groups"],
-        "activation": {"swish": "silu"}.get(config["act_fn"], config["act_fn"]),
+        "activation": activation_of(config),
     }
 
 
 def diffusers_table(widths: Sequence[int]) -> Table:
-    """Return the rules of diffusers, which counts the levels of the decoder from the coarsest."""
-    rules, last = list(_ends("conv_norm_out")), len(widths) - 1
+    """Return the rules of diffusers."""
+    rules = list(_ends("conv_norm_out"))
     for half in ("encoder", "decoder"):
         for place in (0, 1):
             rules += residual(f"{half}.mid_block.resnets.{place}", f"{half}/middle_block_{place}")
         rules += attention(f"{half}.mid_block.attentions.0", f"{half}/middle_mixer")
-    for level in range(len(widths)):
-        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
-        for theirs, ours in ((down, f"encoder/down_{level}"), (up, f"decoder/up_{level}")):
-            rules += residual(f"{theirs}.resnets.{{j}}", f"{ours}_block_{{j}}")
-            rules += attention(f"{theirs}.attentions.{{j}}", f"{ours}_mixer_{{j}}")
-        rules += linear(f"{down}.downsamplers.0.conv", f"encoder/down_{level + 1}_resample", CONV)
-        rules += linear(f"{up}.upsamplers.0.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
+    theirs, ours = ("encoder.down_blocks", "decoder.up_blocks"), ("encoder/down", "decoder/up")
+    rules += levels(len(widths), attention, theirs=theirs, ours=ours)
     return Table(tuple(rules), spellings=({}, BEFORE))
 
 
@@ -149,8 +145,9 @@ def _ends(last):
 _LDM = ("norm", "q", "k", "v", "proj_out")
 
 
-def _example(module: VAE) -> tuple[Any]:
-    side = 2 ** (len(module.frame.widths) - 1)
+def example_of(module: VAE | VQ) -> tuple[Any]:
+    """Return what an autoencoder is called with: the smallest image, by shape and dtype."""
+    side = factor(module.frame)
     return (jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32),)
 
 
@@ -195,14 +192,14 @@ def _module(tensors, groups, dtype) -> VAE:
             f"load_vae_file: {tensors.source} has no {ends[0]} or no encoder.down.0.block.0.conv2.weight, also not "
             "behind a prefix. A folder of diffusers is read by load_vae."
         )
-    levels = 1 + max(int(place[1]) for place in places)
+    count = 1 + max(int(place[1]) for place in places)
     return vae(
         channels=shapes[ends[0]][1],
         out_channels=shapes[ends[2]][0],
         latent_channels=shapes[ends[1]][1],
-        widths=tuple(shapes.get(f"encoder.down.{level}.block.0.conv2.weight", (0,))[0] for level in range(levels)),
+        widths=tuple(shapes.get(f"encoder.down.{level}.block.0.conv2.weight", (0,))[0] for level in range(count)),
         depth=1 + max(int(place[2]) for place in places),
-        attention=tuple(level for level in range(levels) if f"encoder.down.{level}.attn.0.norm.weight" in shapes),
+        attention=tuple(level for level in range(count) if f"encoder.down.{level}.attn.0.norm.weight" in shapes),
         middle="attention" if "encoder.mid.attn_1.norm.weight" in shapes else "none",
         encoder_code="quant_conv.weight" in shapes,
         decoder_code="post_quant_conv.weight" in shapes,

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-
 from diffusion_jax.nets.vq import vq
 from diffusion_jax.pretrained.rules import load
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
-from diffusion_jax.pretrained.vae import Autoencoder, complete, diffusers_table, shape_of, statistics
+from diffusion_jax.pretrained.vae import Autoencoder, complete, diffusers_table, example_of, shape_of, statistics
 
 
 def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
@@ -26,9 +23,7 @@ def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") ->
         dtype=dtype,
         **shape_of(config, folder),
     )
-    side = 2 ** (len(module.frame.widths) - 1)
-    example = jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32)
     tensors = open_tensors(folder, variant=variant)
-    params = load(diffusers_table(module.frame.widths), tensors, module, (example,), dtype=dtype)
+    params = load(diffusers_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
     seen = config | {"latent_channels": module.entry_width}  # by a diffusion model
     return Autoencoder(module, params, config, *statistics(seen, folder))
