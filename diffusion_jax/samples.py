@@ -52,10 +52,9 @@ def draw(model: Trained, *, count: int | None = None, compiled: dict[str, Any] |
         cond = conditions(model.config, model.model, indices)
         drawn = sampler(model.params, jax.random.key(part["seed"]), jnp.asarray(indices), cond)
         batches.append(np.asarray(drawn))
-    rounds = np.stack(batches)[:, None]  # (rounds, hosts, batch, ...)
-    if hosts > 1:
-        rounds = multihost_utils.process_allgather(rounds[:, 0]).swapaxes(0, 1)
-    return told_of(model, rounds.reshape(-1, *rounds.shape[3:])[:total])
+    if hosts > 1:  # (hosts, rounds, batch, ...), of which rounds come first
+        batches = multihost_utils.process_allgather(np.stack(batches)).swapaxes(0, 1).reshape(-1, *batches[0].shape)
+    return told_of(model, np.concatenate(batches)[:total])
 
 
 def kept(model: Trained, folder: Path, count: int, *, compiled: dict[str, Any] | None = None) -> Iterator[np.ndarray]:

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from diffusion_jax.devices import split_of
 from diffusion_jax.launch.distributed import VARIABLE, described, join
+from diffusion_jax.launch.local import free_address
 from diffusion_jax.losses.denoising import denoising_loss
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.network import apply_of, initialize
@@ -168,9 +168,7 @@ def test_pmap_is_for_data_alone():
 @pytest.mark.slow
 def test_processes_that_join_train_as_one(tmp_path):
     """Two processes over loopback, their kernels split between them, give the parameters of one and one record."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     flags = [*IMAGES[1:], "--config.training.tensorboard=False", "--config.training.steps=3"]
     flags += ["--config.sampling.batch_size=4", "--config.sampling.count=10"]
     flags += ["--config.evaluation.every=3", "--config.evaluation.metrics=('agreement',)"]
