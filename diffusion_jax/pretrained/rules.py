@@ -13,19 +13,26 @@ shape, so a file is refused, with the names that it lacks or has too many, befor
 """
 
 import fnmatch
+import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, Sharding
 
+from diffusion_jax.devices import split_of
 from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained.tensors import Tensors
 from diffusion_jax.types import Params
+
+# What takes each parameter when it is whole: a function of its path and its array; a sharding of all of them; a mesh of
+# training, which splits them as training does; or None, for JAX's first device.
+Put = Callable[[str, np.ndarray], Any] | Sharding | Mesh | None
 
 
 class Layout(NamedTuple):
@@ -69,9 +76,32 @@ class Pretrained(NamedTuple):
     params: Params
     config: dict[str, Any]
 
-    def apply(self, params: Params, *inputs: Any) -> Any:
-        """Evaluate the network with these parameters, a pure function of what it is given."""
-        return self.module.apply({"params": params}, *inputs)
+    def apply(self, params: Params, *inputs: Any, method: str = "__call__", **named: Any) -> Any:
+        """Evaluate the network, or another of its methods, with these parameters: a pure function of its inputs."""
+        return self.module.apply({"params": params}, *inputs, method=method, **named)
+
+    def __call__(self, *inputs: Any, method: str = "__call__", **named: Any) -> Any:
+        """Evaluate it with its own parameters, compiled once for each shape of its inputs."""
+        return _compiled(self.module, method)(self.params, *inputs, **named)
+
+
+class Call(nn.Module):
+    """A network that is called as its original is, by the names of its inputs; its parameters are the network's."""
+
+    network: Any
+
+    def setup(self):
+        nn.share_scope(self, self.network)
+
+
+def called(call: type[Call], found: Any) -> Pretrained:
+    """Return what was read, to be called by the names of the original."""
+    return Pretrained(call(found.module), found.params, found.config)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(module, method):
+    return jax.jit(lambda params, *inputs, **named: module.apply({"params": params}, *inputs, method=method, **named))
 
 
 class Slot(NamedTuple):
@@ -94,45 +124,48 @@ def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     return Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")
 
 
-def load(table: Table, tensors: Tensors, module: nn.Module, example: tuple, *, dtype: str = "float32") -> Params:
+def load(
+    table: Table, tensors: Tensors, module: nn.Module, example: tuple, *, dtype: str = "float32", put: Put = None
+) -> Params:
     """Read a network's parameters; of `example`, what it is called with, only shapes and dtypes matter."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
-    return convert(table, tensors, shapes, dtype=dtype)
+    return convert(table, tensors, shapes, dtype=dtype, put=put)
 
 
-def convert(
-    table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "float32", put: Callable = jnp.asarray
-) -> Params:
-    """Read tensors into parameters of these shapes, each cast on the way; `put` takes each array when it is whole."""
-    kept = lookup(_DTYPES, dtype, "dtype of parameters")
+def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "float32", put: Put = None) -> Params:
+    """Read tensors into parameters of these shapes, each cast on the way; one array is in memory until `put` has it."""
+    kept, give = lookup(_DTYPES, dtype, "dtype of parameters"), _giving(put)
     slots = _settled(table, plan(table.rules, shapes), tensors)
     wanted: dict[str, list[tuple[str, Slot]]] = {}
     for name, slot in slots.items():
         wanted.setdefault(slot.path, []).append((name, slot))
 
     def fill(path, shape):
-        array = np.empty(shape.shape, kept)
+        array = _room(shape.shape, kept)
         for name, slot in wanted[path]:
-            tensor = tensors.read(name)
-            if not jnp.issubdtype(tensor.dtype, jnp.floating):
-                raise ValueError(
-                    f"{tensors.source}: '{name}' is {tensor.dtype}, not floating point: these weights were quantised "
-                    "in a way that is not known here. Take those of full precision."
-                )
-            _copy(array[slot.place], slot.layout.ours(tensor))
-        return put(array)
+            _copy(array[slot.place], slot.layout.ours(tensors.read(name)))
+        return give(path, array)
 
     return jax.tree.map_with_path(lambda path, shape: fill(_joined(path), shape), shapes)
 
 
 def export(table: Table, params: Params) -> dict[str, np.ndarray]:
     """Return the parameters under their names and in their layouts, without those that are harmless."""
+    tensors = as_tensors(table, params)
+    return {name: tensors.read(name) for name in tensors.shapes}
+
+
+def as_tensors(table: Table, params: Params) -> Tensors:
+    """Return the parameters as `export` does, each made when it is read; names are as in the table's first spelling."""
     arrays = flat(params)
-    slots = plan(table.rules, params)
-    return {
-        name: np.array(slot.layout.theirs(np.asarray(arrays[slot.path])[slot.place]), order="C")
-        for name, slot in slots.items()
-    }
+    slots = {_spell(name, table.spellings[0]): slot for name, slot in plan(table.rules, params).items()}
+
+    def read(name):
+        slot = slots[name]
+        return np.array(slot.layout.theirs(np.asarray(arrays[slot.path])[slot.place]), order="C")
+
+    dtypes = {name: np.dtype(arrays[slot.path].dtype) for name, slot in slots.items()}
+    return Tensors({name: slot.shape for name, slot in slots.items()}, read, "these parameters", dtypes)
 
 
 def plan(rules: Iterable[Rule], shapes: Params) -> dict[str, Slot]:
@@ -153,7 +186,7 @@ def flat(params: Params) -> dict[str, Any]:
 
 def _slots(rules, path, shape) -> Iterator[tuple[str, Slot]]:
     """List the tensors that make one of our arrays."""
-    found = [(rule, match) for rule in rules if (match := re.fullmatch(_expression(rule.ours), path))]
+    found = [(rule, match) for rule in rules if (match := _expression(rule.ours).fullmatch(path))]
     if len(found) != 1:
         raise ValueError(f"{len(found)} rules lead to the parameter {path}; there must be one.")
     ((rule, match),) = found
@@ -173,6 +206,23 @@ def _slots(rules, path, shape) -> Iterator[tuple[str, Slot]]:
             yield name.format(**numbers), Slot(path, (*index, ..., *columns), rule.layout, theirs)
 
 
+def _giving(put: Put) -> Callable[[str, np.ndarray], Any]:
+    """Return `put` as a function of a path and an array."""
+    if isinstance(put, Mesh):
+        return lambda path, array: jax.device_put(array, NamedSharding(put, split_of(path, array.shape, put.shape)))
+    if put is None or isinstance(put, Sharding):
+        return lambda path, array: jax.device_put(array, put)
+    return put
+
+
+def _room(shape, dtype):
+    """Return an array that begins at a multiple of 64 bytes, which JAX need not copy on a CPU."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(count + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + count].view(dtype).reshape(shape)
+
+
 def _copy(target, source):
     """Copy a turned matrix a few columns at a time, which are rows of theirs: three times as fast as the whole."""
     if source.ndim != 2 or source.flags.c_contiguous:
@@ -189,6 +239,12 @@ def _settled(table, slots, tensors):
     missing = sorted(best.keys() - tensors.shapes.keys())
     unknown = sorted(tensors.shapes.keys() - best.keys())
     unknown = [name for name in unknown if not any(fnmatch.fnmatchcase(name, known) for known in table.harmless)]
+    coded = [f"'{name}' is {tensors.dtypes[name]}" for name in [*best, *unknown] if _coded(tensors.dtypes.get(name))]
+    if coded:
+        raise ValueError(
+            f"{tensors.source}: {_some(coded, 2)}, not floating point: these weights were quantised in a way that is "
+            "not known here. Take those of full precision."
+        )
     if missing or unknown:
         parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
         raise ValueError(
@@ -203,6 +259,11 @@ def _settled(table, slots, tensors):
     if wrong:
         raise ValueError(f"{tensors.source} does not fit its config.json: {_some(wrong, 4)}.")
     return best
+
+
+def _coded(dtype):
+    """Say whether numbers of this dtype stand for others."""
+    return dtype is not None and dtype not in _NUMBERS
 
 
 def _some(words, most=12):
@@ -220,8 +281,9 @@ def _each(names, change):
     return change(names) if isinstance(names, str) else tuple(map(change, names))
 
 
+@functools.cache
 def _expression(pattern):
-    return re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(pattern))
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
 
 
 def _joined(path):
@@ -229,3 +291,4 @@ def _joined(path):
 
 
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_NUMBERS = tuple(np.dtype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 
+from diffusion_jax.pretrained import safetensors_file
 from diffusion_jax.pretrained.weights import read_weights
 
 CONFIG = "config.json"
@@ -23,11 +23,19 @@ STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 
 
 class Tensors(NamedTuple):
-    """Arrays by name that are not read yet: their shapes, how to read one, and where they are."""
+    """Arrays by name that are not read yet: their shapes, how to read one, where they are, and their dtypes."""
 
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     source: str
+    dtypes: Mapping[str, np.dtype] = {}
+
+    def behind(self, prefix: str) -> "Tensors":
+        """Return the tensors whose names begin so, without what they begin with."""
+        own = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
+        shapes = {name: self.shapes[whole] for name, whole in own.items()}
+        dtypes = {name: self.dtypes[whole] for name, whole in own.items() if whole in self.dtypes}
+        return Tensors(shapes, lambda name: self.read(prefix + name), self.source, dtypes)
 
 
 def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict[str, Any]:
@@ -38,14 +46,22 @@ def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict
             f"{wanted}: there is no {path}. The folder must be one that transformers or diffusers writes: "
             "config.json beside model.safetensors."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
-    kind = config.get("model_type") or config.get("_class_name") if isinstance(config, dict) else None
+    config = read_json(path, wanted)
+    kind = config.get("model_type") or config.get("_class_name")
     if kind not in kinds:
         raise ValueError(f"{wanted}: {path} is of a {kind!r}; it must be of {' or '.join(map(repr, kinds))}.")
+    if config.get("quantization_config"):
+        raise ValueError(f"{wanted}: {path} is of weights that were quantised; take those of full precision.")
     return config
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """Read a file that describes something; `wanted` says what for, in errors."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
+    return found if isinstance(found, dict) else {}
 
 
 def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
@@ -76,7 +92,8 @@ def open_file(path: str | Path) -> Tensors:
 
 def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return tensors that are in memory."""
-    return Tensors({name: tuple(np.shape(array)) for name, array in arrays.items()}, arrays.__getitem__, source)
+    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    return Tensors(shapes, arrays.__getitem__, source, {name: array.dtype for name, array in arrays.items()})
 
 
 def _shards(index):
@@ -91,21 +108,21 @@ def _shards(index):
 
 
 def _of_files(paths):
-    shapes, readers = {}, {}
+    shapes, readers, dtypes = {}, {}, {}
     for path in paths:
         found = _of_safetensors(path) if path.suffix == ".safetensors" else of_arrays(read_weights(path), str(path))
         twice = sorted(found.shapes.keys() & shapes.keys())
         if twice:
             raise ValueError(f"{path} and another file of its folder both hold {twice[0]}.")
         shapes |= found.shapes
+        dtypes |= found.dtypes
         readers |= dict.fromkeys(found.shapes, found.read)
-    return Tensors(shapes, lambda name: readers[name](name), str(paths[0] if len(paths) == 1 else paths[0].parent))
+    source = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    return Tensors(shapes, lambda name: readers[name](name), source, dtypes)
 
 
 def _of_safetensors(path):
-    try:
-        file: Any = safetensors.safe_open(path, "np")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a whole safetensors file: {error}. Download it again.") from None
-    return Tensors(shapes, file.get_tensor, str(path))
+    found = safetensors_file.entries(path)
+    shapes = {name: entry.shape for name, entry in found.items()}
+    dtypes = {name: entry.dtype for name, entry in found.items()}
+    return Tensors(shapes, lambda name: safetensors_file.read(path, found[name]), str(path), dtypes)

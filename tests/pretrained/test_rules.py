@@ -116,7 +116,7 @@ def test_tensors_are_cast_on_the_way(dtype):
 
 def test_arrays_are_handed_over_one_at_a_time():
     seen = []
-    convert(TABLE, of_arrays(theirs(), "memory"), SHAPES, put=lambda array: seen.append(array.shape))
+    convert(TABLE, of_arrays(theirs(), "memory"), SHAPES, put=lambda path, array: seen.append(array.shape))
     assert sorted(seen) == sorted(leaf.shape for leaf in jax.tree.leaves(SHAPES))
 
 
