@@ -33,7 +33,7 @@ def levels(
 
 def activation_of(config: Mapping[str, Any]) -> str:
     """Return the name that we have for a config's activation."""
-    name = str(config["act_fn"])
+    name: str = config["act_fn"]
     return {"swish": "silu"}.get(name, name)
 
 

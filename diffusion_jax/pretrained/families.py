@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax import linen as nn
+
 from diffusion_jax.pretrained import clip, dinov2, hub, single_file, t5, unet, vae, vq
 from diffusion_jax.pretrained.parts import INDEX, pipeline_of
-from diffusion_jax.pretrained.rules import Call, Put, Table, called
+from diffusion_jax.pretrained.rules import Put, Table, called
 from diffusion_jax.pretrained.tensors import CONFIG, read_config
 
 
@@ -24,7 +26,7 @@ class Family(NamedTuple):
 
     load: Callable[..., Any]
     table_of: Callable[[Mapping[str, Any]], Table]
-    call: type[Call]
+    call: Callable[[Any], nn.Module]
     file: str = "diffusion_pytorch_model"
 
 
@@ -44,7 +46,7 @@ def load(
     files. Parameters are kept, and networks compute, in `dtype`, and each goes to `put` when it is whole: see
     `rules.Put`.
     """
-    options = {"dtype": dtype, "variant": variant, "put": put}
+    options = {"dtype": dtype, "variant": variant} | ({} if put is None else {"put": put})
     folder = hub.found(path, revision=revision)
     if folder.is_file():
         pipeline = single_file.pipeline_of(folder, dtype=dtype, put=put)
@@ -69,9 +71,7 @@ def _kind(folder):
     """Return the family's name of a folder, or say what the folder has instead."""
     parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
     if not (folder / CONFIG).is_file() and parts:
-        raise ValueError(
-            f"load: there is no {folder / CONFIG}; its folders {', '.join(parts)} have one: name a subfolder."
-        )
+        raise ValueError(f"load: there is no {folder / CONFIG}; {', '.join(parts)} have one: name one as `subfolder`.")
     config = read_config(folder, tuple(FAMILIES), "load")
     return config.get("model_type") or config["_class_name"]
 

@@ -94,7 +94,7 @@ class Call(nn.Module):
         nn.share_scope(self, self.network)
 
 
-def called(call: type[Call], found: Any) -> Pretrained:
+def called(call: Callable[[Any], nn.Module], found: Any) -> Pretrained:
     """Return what was read, to be called by the names of the original."""
     return Pretrained(call(found.module), found.params, found.config)
 

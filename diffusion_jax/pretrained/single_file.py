@@ -23,7 +23,7 @@ from diffusion_jax.pretrained.blocks import residual
 from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
 from diffusion_jax.pretrained.parts import Parts, Pipeline
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
-from diffusion_jax.pretrained.tensors import Tensors, open_file
+from diffusion_jax.pretrained.tensors import Tensors, behind, open_file
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
 
@@ -39,7 +39,7 @@ def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) ->
     tensors = open_file(path)
     openers: dict[str, Callable[[], Pretrained]] = {}
     for prefix in _present(tensors, (UNET, VAE, *CLIP, *OPEN)):
-        own, xl = tensors.behind(prefix), prefix.startswith("conditioner")
+        own, xl = behind(tensors, prefix), prefix.startswith("conditioner")
         if prefix == UNET:
             openers["unet"] = partial(read_ldm_unet, own, dtype, put)
         elif prefix == VAE:

@@ -30,13 +30,6 @@ class Tensors(NamedTuple):
     source: str
     dtypes: Mapping[str, np.dtype] = {}
 
-    def behind(self, prefix: str) -> "Tensors":
-        """Return the tensors whose names begin so, without what they begin with."""
-        own = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
-        shapes = {name: self.shapes[whole] for name, whole in own.items()}
-        dtypes = {name: self.dtypes[whole] for name, whole in own.items() if whole in self.dtypes}
-        return Tensors(shapes, lambda name: self.read(prefix + name), self.source, dtypes)
-
 
 def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict[str, Any]:
     """Read a folder's config.json, whose `model_type` must be one of `kinds`; `wanted` says what for, in errors."""
@@ -94,6 +87,14 @@ def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return tensors that are in memory."""
     shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
     return Tensors(shapes, arrays.__getitem__, source, {name: array.dtype for name, array in arrays.items()})
+
+
+def behind(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with a prefix, without it."""
+    own = {name.removeprefix(prefix): name for name in tensors.shapes if name.startswith(prefix)}
+    shapes = {name: tensors.shapes[whole] for name, whole in own.items()}
+    dtypes = {name: tensors.dtypes[whole] for name, whole in own.items() if whole in tensors.dtypes}
+    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source, dtypes)
 
 
 def _shards(index):

@@ -80,13 +80,13 @@ class UNetCall(Call):
         mid_block_additional_residual: Array | None = None,
     ) -> Array:
         added = dict(added_cond_kwargs or {})
-        residuals = down_block_additional_residuals, mid_block_additional_residual
+        control = (*(down_block_additional_residuals or ()), mid_block_additional_residual)
         cond = {
             "text": encoder_hidden_states,
             "text_mask": encoder_attention_mask,
             "label": class_labels,
             "pooled": self._pooled(**added) if added else None,
-            "control": None if residuals == (None, None) else residuals,
+            "control": None if control == (None,) else control,
         }
         cond = {name: value for name, value in cond.items() if value is not None}
         return self.network(sample, times_of(timestep, sample), cond)

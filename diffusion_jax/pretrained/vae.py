@@ -22,7 +22,7 @@ from diffusion_jax.nets.vae import VAE, Posterior, vae
 from diffusion_jax.nets.vq import VQ
 from diffusion_jax.pretrained.blocks import BEFORE, RESIDUAL, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Call, Put, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, behind, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
 
 
@@ -207,7 +207,7 @@ def _own(tensors: Tensors) -> Tensors:
     found = [name.removesuffix(first) for name in tensors.shapes if f".{name}".endswith(f".{first}")]
     if len(found) > 1:
         raise ValueError(f"{tensors.source} holds several autoencoders, behind {', '.join(map(repr, sorted(found)))}.")
-    return tensors.behind(found[0]) if found else tensors
+    return behind(tensors, found[0] if found else "")
 
 
 def config_of(tensors: Tensors) -> dict[str, Any]:
