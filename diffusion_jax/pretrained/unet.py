@@ -48,9 +48,8 @@ def read_unet(
     config: Mapping[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
 ) -> Pretrained:
     """Read the U-Net of a config; `table` has the rules of files that diffusers did not write."""
-    folder, config = tensors.source, _DEFAULTS[config["_class_name"]] | dict(config)
-    _check(config, folder)
-    module = unet(**keywords_of(config, folder), dtype=dtype)
+    config = complete(config, tensors.source)
+    module = unet(**keywords_of(config, tensors.source), dtype=dtype)
     told = module.told  # pyright: ignore[reportAttributeAccessIssue]
     cond = {
         "text": jax.ShapeDtypeStruct((1, 1, told.text_width), jnp.float32) if told.text_width else None,
@@ -116,6 +115,13 @@ def micro(text: Any, numbers: Any, *, width: int = 256, waves: Waves | None = No
     """
     found: Any = (waves or TIME_EMBEDDINGS["sinusoidal"](time_scale=1.0))(numbers.reshape(-1), width)
     return jnp.concatenate([text, found.reshape(numbers.shape[0], -1)], -1)
+
+
+def complete(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return a config with the values that go without saying; refuse one that asks for what ours cannot do."""
+    config = _DEFAULTS[config["_class_name"]] | dict(config)
+    _check(config, folder)
+    return config
 
 
 def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def test_half_precision_and_variants_are_cast_on_the_way(tmp_path):
     one, two, three = load(folder), load(folder, variant="fp16"), load(folder, dtype="bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((one.params, two.params))} == {"float32"}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(three.params)} == {"bfloat16"}
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(np.asarray(a).astype(np.float16), b), one.params, two.params
-    )
+    same(jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float16), one.params), two.params)
     save(three, tmp_path / "brain")
     assert {str(dtype) for dtype in open_tensors(tmp_path / "brain").dtypes.values()} == {"bfloat16"}
     same(load(tmp_path / "brain", dtype="bfloat16").params, three.params)
