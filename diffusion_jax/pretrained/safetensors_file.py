@@ -2,8 +2,8 @@
 
     n, 8 bytes, the least first  |  n bytes of JSON: name -> dtype, shape, where it begins and ends  |  the data
 
-Nothing is mapped into memory, whose pages would count as the process's own. A header is held against the file before
-anything is read: tensors must follow each other without a gap and end where the file ends.
+A tensor is mapped when it is read, alone, so that it is copied once, to where it goes. A header is held against the
+file before anything is read: tensors must follow each other without a gap and end where the file ends.
 """
 
 import json
@@ -66,11 +66,12 @@ def entries(path: Path) -> dict[str, Entry]:
 
 
 def read(path: Path, entry: Entry) -> np.ndarray:
-    """Read one tensor."""
-    with open(path, "rb") as file:
-        file.seek(entry.start)
-        data = np.fromfile(file, np.uint8, math.prod(entry.shape) * entry.dtype.itemsize)
-    return data.view(entry.dtype).reshape(entry.shape)
+    """Read one tensor, of which no more is in memory than is used and nothing when it is dropped."""
+    count = math.prod(entry.shape) * entry.dtype.itemsize
+    if not count:
+        return np.empty(entry.shape, entry.dtype)
+    data = np.memmap(path, np.uint8, "r", entry.start, count)
+    return np.asarray(data).view(entry.dtype).reshape(entry.shape)
 
 
 def write(path: Path, specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]], read: Callable[[str], Any]) -> None:

@@ -1,4 +1,4 @@
-"""What `save` writes, diffusers and transformers open, and compute what ours computes when it is called by their names."""
+"""What `save` writes, diffusers and transformers open, and compute what ours does when it is called by their names."""
 
 from typing import Any
 
