@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "Pipeline", "Pretrained", "load", "save"]
 
-HOMES = {"FAMILIES": "families", "load": "families", "Pipeline": "parts", "Pretrained": "rules", "save": "saving"}
+_HOMES = {"FAMILIES": "families", "load": "families", "Pipeline": "parts", "Pretrained": "rules", "save": "saving"}
 
 
 def __getattr__(name: str) -> Any:  # looked up when first used, so that reading one file of the room loads no other
-    if name in HOMES:
-        return getattr(import_module(f"diffusion_jax.pretrained.{HOMES[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"diffusion_jax.pretrained.{_HOMES[name]}"), name)
     raise AttributeError(f"diffusion_jax.pretrained has no '{name}'.")

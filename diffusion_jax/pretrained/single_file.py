@@ -27,33 +27,33 @@ from diffusion_jax.pretrained.tensors import Tensors, behind, open_file
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
 
-HEAD = 64
-SCALES = {False: 0.18215, True: 0.13025}  # of latents, by whether it is XL
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
-OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
+_HEAD = 64
+_SCALES = {False: 0.18215, True: 0.13025}  # of latents, by whether it is XL
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
+_OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
 
 
 def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pipeline:
     """Return the networks of a file as parts, which are read when they are asked for."""
     tensors = open_file(path)
     openers: dict[str, Callable[[], Pretrained]] = {}
-    for prefix in _present(tensors, (UNET, VAE, *CLIP, *OPEN)):
+    for prefix in _present(tensors, (_UNET, _VAE, *_CLIP, *_OPEN)):
         own, xl = behind(tensors, prefix), prefix.startswith("conditioner")
-        if prefix == UNET:
+        if prefix == _UNET:
             openers["unet"] = partial(read_ldm_unet, own, dtype, put)
-        elif prefix == VAE:
-            scale = SCALES[any(name.startswith("conditioner.") for name in tensors.shapes)]
+        elif prefix == _VAE:
+            scale = _SCALES[any(name.startswith("conditioner.") for name in tensors.shapes)]
             openers["vae"] = lambda own=own, scale=scale: called(
                 VAECall, read_vae_file(own, scale=scale, dtype=dtype, put=put)
             )
-        elif prefix in CLIP:
-            openers[CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
+        elif prefix in _CLIP:
+            openers[_CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
         else:
-            openers[OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=xl)
+            openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=xl)
     if not openers:
         raise ValueError(
-            f"load: {path} is not of a whole model: no name in it begins with {', '.join((UNET, VAE, *CLIP, *OPEN))}. "
+            f"load: {path} is not of a whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
             "An autoencoder alone is read by pretrained.vae.load_vae_file, which is told its scale, and anything else "
             "from a folder with a config.json."
         )
@@ -109,7 +109,7 @@ def unet_config(tensors: Tensors) -> dict[str, Any]:
     if not all(levels) or any(name not in shapes for name in (first, last, told)):
         raise ValueError(
             f"load: {tensors.source} has no U-Net that is known: one of {', '.join((first, last, told))} and "
-            f"input_blocks.1.0.in_layers.0.weight is not behind '{UNET}'."
+            f"input_blocks.1.0.in_layers.0.weight is not behind '{_UNET}'."
         )
     layers = [_count(shapes, f"input_blocks.{level[0]}.1.transformer_blocks.{{}}.norm1.weight") for level in levels]
     widths = [shapes[f"input_blocks.{level[0]}.0.out_layers.3.weight"][0] for level in levels]
@@ -128,7 +128,7 @@ def unet_config(tensors: Tensors) -> dict[str, Any]:
         "transformer_layers_per_block": [*(count or 1 for count in layers[:-1]), middle],
         "cross_attention_dim": shapes[told][1],
         "use_linear_projection": not plain,
-        "attention_head_dim": 8 if plain else [max(width // HEAD, 1) for width in widths],
+        "attention_head_dim": 8 if plain else [max(width // _HEAD, 1) for width in widths],
     } | ({} if pooled is None else _POOLED | {"projection_class_embeddings_input_dim": pooled})
 
 
@@ -196,7 +196,7 @@ def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": shapes[block.format(0)][0],
         "num_hidden_layers": _count(shapes, block),
-        "num_attention_heads": max(width // HEAD, 1),
+        "num_attention_heads": max(width // _HEAD, 1),
         "max_position_embeddings": shapes[positions][0],
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
