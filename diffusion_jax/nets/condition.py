@@ -153,7 +153,7 @@ def check_hint(hint: Array, x: Array, channels: int, factor: int) -> None:
 def steered(kept: Sequence[Array], control: Sequence[Array]) -> list[Array]:
     """Add what control networks answered to what a U-Net keeps; where it is one pixel, to all pixels alike."""
     if not isinstance(control, tuple | list) or len(control) != len(kept):
-        given = f"{len(control)} arrays" if isinstance(control, tuple | list) else f"a {type(control).__name__}"
+        given = f"{len(control)} arrays" if isinstance(control, tuple | list) else "one array"
         raise ValueError(
             f"cond['control'] is {given}; this U-Net takes a tuple of {len(kept)}: one for each of the "
             f"{len(kept) - 1} features that it keeps on the way down, in their order, and one for the middle."

@@ -46,8 +46,9 @@ def controlnet(
     """
     if not network.block.preactivated:
         raise ValueError("controlnet: this U-Net's blocks are plain; a hint joins what residual blocks start from.")
-    checks.whole("controlnet", 1, hint_channels=hint_channels, hints=len(hint_widths))
+    checks.whole("controlnet", 1, hint_channels=hint_channels)
     checks.whole("controlnet", 1, **{f"hint_widths[{place}]": width for place, width in enumerate(hint_widths)})
+    checks.whole("controlnet", 1, **{"the number of hint_widths": len(hint_widths)})
     checks.one_of("controlnet", ("none", "mean"), pool=pool)
     if middle_blocks not in (1, 2):
         raise ValueError(f"controlnet: middle_blocks is {middle_blocks}; it must be 1 or 2.")
@@ -122,7 +123,7 @@ def controlled(apply: Apply, control: Callable[..., Control], *, scale: Any = 1.
     """Return a U-Net and its control network as one, of the parameters {"network": ..., "control": ...}.
 
     `cond["hint"]` is the control network's, and all else both hear. The U-Net's parameters are held: they get no
-    gradient. An optimizer that decays parameters must leave them out too, as `make_optimizer`'s `trained` does.
+    gradient, and an optimizer should hold "network" too, so that it decays nothing of it and keeps no moments.
     """
 
     def both(params, x, t, cond):
@@ -150,5 +151,5 @@ def summed(*controls: Sequence[Array]) -> Control:
     """Add up the answers of several control networks of one U-Net."""
     counts = sorted({len(control) for control in controls})
     if len(counts) != 1:
-        raise ValueError(f"summed: the answers are of {counts} arrays; they must be of networks cloned from one U-Net.")
+        raise ValueError(f"summed: the answers are {counts} arrays; they must be of networks of one U-Net.")
     return tuple(functools.reduce(jnp.add, parts) for parts in zip(*controls, strict=True))

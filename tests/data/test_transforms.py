@@ -23,6 +23,7 @@ SPECS = {
     "drop_caption": {},
     "augment": {},
     "words": {},
+    "hint": {},
     "keep": {"entries": ("x", "label")},
     "condition": {"entries": ("label", "caption")},
 }
@@ -116,6 +117,17 @@ def test_a_random_adm_crop_sees_at_least_its_share():
     assert rows[:, 3].min() < 9 and rows[:, 20].max() > 51
 
 
+def test_a_hint_is_its_image_from_0_to_1_whether_bytes_or_not():
+    """A map of one channel is repeated, and an image itself may be the hint."""
+    given = picture()
+    plain, info = made("hint").apply(given, draws())["hint"], made("to_unit").info
+    later = made("hint", info=info).apply(made("to_unit").apply(given, draws()), draws())["hint"]
+    assert plain.dtype == later.dtype == np.float32 and plain.shape == (40, 30, 3)
+    np.testing.assert_array_equal(plain, np.repeat(given["edges"], 3, -1) / np.float32(255))
+    np.testing.assert_allclose(plain, later, atol=1e-6)
+    np.testing.assert_array_equal(made("hint", of="x").apply(given, draws())["hint"] * 255, given["x"])
+
+
 def test_flipping_twice_is_nothing():
     always = made("flip", rate=1.0)
     out = always.apply(picture(), draws())
@@ -179,6 +191,10 @@ def test_a_row_of_transforms_knows_each_others_results():
         (lambda: made("drop_label", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'label', only x"),
         (lambda: made("drop_label", INFO._replace(classes=())), "how many classes"),
         (lambda: made("drop_caption", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'caption'"),
+        (lambda: made("hint", of="edge"), "unknown image of a hint 'edge'. Did you mean 'edges'"),
+        (lambda: made("hint", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'edges'"),
+        (lambda: made("hint", of="x", channels=4), "'x' has 3 channels"),
+        (lambda: made("hint", INFO._replace(range=None)), "not known in which range"),
         (lambda: made("keep", entries=("x", "lable")), "have no 'lable'"),
         (lambda: made("to_unit", INFO._replace(range=None)), "is no image in uint8"),
         (lambda: choose(TRANSFORMS, "flop", "transform", INFO), "Did you mean 'flip'"),
