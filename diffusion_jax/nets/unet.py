@@ -82,9 +82,9 @@ def unet(
 ) -> nn.Module:
     """Build a U-Net for images (B, H, W, channels) with levels of `width` times `multipliers` channels.
 
-    `attention` lists the sizes, of images of `image_size`, at which pixels attend; they do in the middle if in any.
-    `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is a number of layers, or one for
-    each level; `groups` have `group_width` channels or more.
+    `attention` lists the sizes, of images of `image_size`, at which pixels attend; in the middle they do if anywhere,
+    and with ("middle",) only there. `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is
+    a number of layers, or one for each level; `groups` have `group_width` channels or more.
     """
     out_channels = channels if out_channels is None else out_channels
     checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
@@ -257,7 +257,7 @@ def _levels(image_size, widths, attention, heads, transformers):
         )
     sizes = [image_size // 2**index for index in range(len(widths))]
     for size in attention:
-        if size not in sizes:
+        if size not in (*sizes, "middle"):
             raise ValueError(f"unet: attention at size {size}, but the levels of a {image_size} image are {sizes}.")
     layers = [transformers] * len(widths) if isinstance(transformers, int) else list(transformers)
     if len(layers) != len(widths):

@@ -31,9 +31,24 @@ def load_controlnet(folder: str | Path, *, dtype: str = "float32", variant: str 
     with the entry `control` of the U-Net's.
     """
     config = _DEFAULTS | read_config(folder, KINDS, "load_controlnet")
-    module = _build(config, folder, dtype)
+    module = module_of(config, folder, dtype=dtype)
     params = load(table_of(config), open_tensors(folder, variant=variant), module, example(module), dtype=dtype)
     return Pretrained(module, params, config)
+
+
+def module_of(config: Mapping[str, Any], folder: str | Path, *, dtype: str = "float32") -> ControlNet:
+    """Build the network of a config, all of whose entries are there."""
+    for name, known in _KNOWN.items():
+        if config[name] not in known:
+            raise ValueError(f"{folder}: its config.json has {name}={config[name]!r}; known are {known}.")
+    keywords = keywords_of(complete(_of_unet(config), folder), folder)
+    return controlnet(
+        unet(**keywords, dtype=dtype),  # pyright: ignore[reportArgumentType]
+        hint_channels=config["conditioning_channels"],
+        hint_widths=tuple(config["conditioning_embedding_out_channels"]),
+        middle_blocks=_MIDDLES[config["mid_block_type"]],
+        pool="mean" if config["global_pool_conditions"] else "none",
+    )
 
 
 def table_of(config: Mapping[str, Any]) -> Table:
@@ -61,7 +76,7 @@ class ControlNetCall(nn.Module):
         self,
         sample: Array,
         timestep: Any,
-        encoder_hidden_states: Array | None,
+        encoder_hidden_states: Array,
         controlnet_cond: Array,
         conditioning_scale: Any = 1.0,
         *,
@@ -71,9 +86,7 @@ class ControlNetCall(nn.Module):
     ) -> tuple[Control, Array]:
         """Return what is added to the U-Net's skips, and what to its middle."""
         network, t = self.network, jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), sample.shape[:1])
-        # One that nowhere attends is handed a text all the same.
-        text = encoder_hidden_states if network.told.text_width else None
-        cond = {"hint": controlnet_cond, "text": text, "label": class_labels}
+        cond: dict[str, Any] = {"hint": controlnet_cond, "text": encoder_hidden_states, "label": class_labels}
         if added_cond_kwargs:
             pooled, numbers = added_cond_kwargs["text_embeds"], added_cond_kwargs["time_ids"]
             width = (network.told.pooled_width - pooled.shape[-1]) // numbers.shape[-1]
@@ -83,22 +96,6 @@ class ControlNetCall(nn.Module):
         if guess_mode and network.pool == "none":
             control = scaled(control, falling(len(control)))
         return control[:-1], control[-1]
-
-
-def _build(config, folder, dtype):
-    for name, known in _KNOWN.items():
-        if config[name] not in known:
-            raise ValueError(f"{folder}: its config.json has {name}={config[name]!r}; known are {known}.")
-    keywords = keywords_of(complete(_of_unet(config), folder), folder)
-    if not keywords["attention"]:
-        keywords["text_width"] = 0
-    return controlnet(
-        unet(**keywords, dtype=dtype),  # pyright: ignore[reportArgumentType]
-        hint_channels=config["conditioning_channels"],
-        hint_widths=tuple(config["conditioning_embedding_out_channels"]),
-        middle_blocks=_MIDDLES[config["mid_block_type"]],
-        pool="mean" if config["global_pool_conditions"] else "none",
-    )
 
 
 def _of_unet(config):

@@ -72,7 +72,7 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
         "width": first,
         "multipliers": tuple(width // first for width in widths),
         "depth": config["layers_per_block"],
-        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name),
+        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name) or ("middle",),
         "mixer": "transformer" if told else "attention",
         "transformers": _each(config.get("transformer_layers_per_block", 1), count),
         "text_width": config["cross_attention_dim"] if told else 0,

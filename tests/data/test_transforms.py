@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_jax.data.array import from_arrays
 from diffusion_jax.data.pipeline import make_pipeline
+from diffusion_jax.data.shapes import shapes
 from diffusion_jax.data.source import BYTES, Info
 from diffusion_jax.data.transforms import TRANSFORMS, make_transforms
 from diffusion_jax.naming import choose
@@ -126,6 +127,14 @@ def test_a_hint_is_its_image_from_0_to_1_whether_bytes_or_not():
     np.testing.assert_array_equal(plain, np.repeat(given["edges"], 3, -1) / np.float32(255))
     np.testing.assert_allclose(plain, later, atol=1e-6)
     np.testing.assert_array_equal(made("hint", of="x").apply(given, draws())["hint"] * 255, given["x"])
+
+
+def test_edges_reach_the_network_as_a_hint_that_went_with_its_image():
+    specs = ["flip", "to_unit", {"name": "hint", "channels": 1}, {"name": "condition", "entries": ("hint",)}]
+    batch = make_pipeline(shapes(entries=("x", "edges")), specs, batch_size=8)[0]
+    hint = batch["cond"]["hint"]
+    assert hint.shape == (8, 16, 16, 1) and set(np.unique(hint)) == {0.0, 1.0}
+    np.testing.assert_array_equal(hint, (batch["edges"] + 1) / 2)
 
 
 def test_flipping_twice_is_nothing():

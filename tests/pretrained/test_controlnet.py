@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffusion_jax.nets.controlnet import ControlNet
-from diffusion_jax.pretrained.controlnet import ControlNetCall, load_controlnet, table_of
-from diffusion_jax.pretrained.rules import convert, export
+from diffusion_jax.nets.controlnet import ControlNet, example
+from diffusion_jax.nets.network import count, shapes_of
+from diffusion_jax.pretrained.controlnet import ControlNetCall, load_controlnet, module_of, table_of
+from diffusion_jax.pretrained.rules import convert, export, plan
 from diffusion_jax.pretrained.tensors import of_arrays, open_tensors
 from diffusion_jax.pretrained.unet import load_unet
 from tests.pretrained.folders import REFERENCE, write
@@ -109,15 +110,8 @@ XL: dict[str, Any] = {
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "guessing": ({"use_linear_projection": True, "attention_head_dim": [2, 4]}, {"guess_mode": True}),
     "xl": (XL, {}),
-    "xl small": (
-        XL
-        | {
-            "down_block_types": ["DownBlock2D", "DownBlock2D"],
-            "mid_block_type": "UNetMidBlock2D",
-            "transformer_layers_per_block": [0, 0],
-        },
-        {},
-    ),
+    "xl small": (XL | {"down_block_types": ["DownBlock2D"] * 2, "transformer_layers_per_block": [0, 0]}, {}),
+    "one block": ({"down_block_types": ["DownBlock2D"] * 2, "mid_block_type": "UNetMidBlock2D"}, {}),
     "deeper": (
         {
             "layers_per_block": 2,
@@ -173,3 +167,38 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
     for ours_, theirs_ in zip((*found[0], found[1]), (*wanted[0], wanted[1]), strict=True):
         np.testing.assert_allclose(ours_, theirs_.numpy(), **CLOSE)
     assert export(table_of(ours.config), ours.params).keys() == open_tensors(tmp_path).shapes.keys()
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
+    "1.5": ({"cross_attention_dim": 768}, 361_279_120),
+    "xl": (
+        {
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        1_251_014_160,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_networks_have_their_tensors(name):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    changes, numbers = PUBLISHED[name]
+    with torch.device("meta"):
+        theirs = diffusers.ControlNetModel(**changes)
+    config = {**theirs.config, "_class_name": "ControlNetModel"}
+    module = module_of(config, "memory")
+    shapes = shapes_of(module, example(module))
+    wanted = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    assert {name: slot.shape for name, slot in plan(table_of(config).rules, shapes).items()} == wanted
+    assert count(shapes) == numbers
