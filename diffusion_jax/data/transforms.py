@@ -131,22 +131,20 @@ def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
 
 
 def hint(info: Info, *, of: str = "edges", channels: int = 3) -> Transform:
-    """Copy an image, such as `edges`, `mask` or `x`, into the entry `hint`, in float32 in [0, 1].
+    """Copy an image, `edges`, `mask` or `x` itself, into the entry `hint`, in [0, 1].
 
-    An image of one channel is repeated to `channels`. What changes images comes before: it knows of no hint.
+    An image of one channel is repeated to `channels`.
     """
     lookup(dict.fromkeys(IMAGES), of, "image of a hint")
     check_entry(info, of, "hint")
     height, width, found = info.shapes[of]
     if found not in (1, channels):
         raise ValueError(f"hint: '{of}' has {found} channels; they must be 1, or the {channels} that are asked for.")
-    if info.range not in (BYTES, (-1.0, 1.0)):
-        raise ValueError(f"hint: it is not known in which range images of '{info.name}' are; it is {info.range}.")
-    low, high = info.range
+    if info.range != (-1.0, 1.0):
+        raise ValueError(f"hint: images of '{info.name}' are not in [-1, 1]; put to_unit before.")
 
     def apply(example, draw):
-        image = (example[of].astype(np.float32) - np.float32(low)) / np.float32(high - low)
-        return example | {"hint": np.repeat(image, channels // found, -1)}
+        return example | {"hint": np.repeat((example[of] + np.float32(1)) / np.float32(2), channels // found, -1)}
 
     return Transform("hint", info._replace(shapes={**info.shapes, "hint": (height, width, channels)}), apply)
 

@@ -101,15 +101,21 @@ class Hint(nn.Module):
 
 def clone(params: Params, module: ControlNet, key: Key) -> Params:
     """Return where a control network starts: at copies of its U-Net's `params`, and what the U-Net lacks drawn."""
-    fresh = initialize(module, key, example(module))
-    own = {name for name in fresh if name == "hint" or name.startswith("zero_")}
-    shapes = {name: jax.tree.map(jnp.shape, fresh[name]) for name in fresh if name not in own}
-    for name, shape in shapes.items():
-        found = jax.tree.map(jnp.shape, params[name]) if name in params else "not there"
-        if found != shape:
-            raise ValueError(f"clone: of the U-Net's parameters '{name}' is {found}; the control network's is {shape}.")
-    # Copies, since a step that donates its state may not meet one buffer twice.
-    return {name: fresh[name] if name in own else jax.tree.map(jnp.array, params[name]) for name in fresh}
+    known = dict(jax.tree.leaves_with_path(params))
+
+    def start(path, leaf):
+        if path[0].key == "hint" or path[0].key.startswith("zero_"):
+            return leaf
+        found = known[path].shape if path in known else "not there"
+        if found != leaf.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"clone: among the U-Net's parameters {name} is {found}; it must be {leaf.shape}. The control network "
+                "was built from another U-Net than these are of."
+            )
+        return jnp.array(known[path], leaf.dtype)  # a copy: steps that donate their state meet no buffer twice
+
+    return jax.tree.map_with_path(start, initialize(module, key, example(module)))
 
 
 def example(module: ControlNet) -> tuple[Any, Any, dict[str, Any]]:

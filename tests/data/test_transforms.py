@@ -29,6 +29,8 @@ SPECS = {
     "condition": {"entries": ("label", "caption")},
 }
 
+IN_UNIT = ("augment", "hint")  # they come after to_unit
+
 
 def picture(seed=0, height=40, width=30):
     """An image whose first channel says where each pixel came from, and maps that repeat it."""
@@ -38,7 +40,7 @@ def picture(seed=0, height=40, width=30):
 
 
 def made(name, info=INFO, **keywords):
-    if name == "augment":
+    if name in IN_UNIT:
         info = info._replace(range=(-1.0, 1.0))
     return choose(TRANSFORMS, {"name": name, **SPECS[name], **keywords}, "transform", info)
 
@@ -55,7 +57,7 @@ def test_a_transform_tells_the_truth_of_what_comes_out(name):
     out = transform.apply(given, draws())
     flat = {entry: value for entry, value in out.items() if entry != "cond"} | out.get("cond", {})
     assert {entry: np.shape(value) for entry, value in flat.items()} == transform.info.shapes
-    if transform.info.range == (-1.0, 1.0) and name != "augment":
+    if transform.info.range == (-1.0, 1.0) and name not in IN_UNIT:
         assert out["x"].dtype == np.float32
     for entry, value in before.items():  # the source's own arrays are left alone
         np.testing.assert_array_equal(given[entry], value)
@@ -118,23 +120,14 @@ def test_a_random_adm_crop_sees_at_least_its_share():
     assert rows[:, 3].min() < 9 and rows[:, 20].max() > 51
 
 
-def test_a_hint_is_its_image_from_0_to_1_whether_bytes_or_not():
-    """A map of one channel is repeated, and an image itself may be the hint."""
-    given = picture()
-    plain, info = made("hint").apply(given, draws())["hint"], made("to_unit").info
-    later = made("hint", info=info).apply(made("to_unit").apply(given, draws()), draws())["hint"]
-    assert plain.dtype == later.dtype == np.float32 and plain.shape == (40, 30, 3)
-    np.testing.assert_array_equal(plain, np.repeat(given["edges"], 3, -1) / np.float32(255))
-    np.testing.assert_allclose(plain, later, atol=1e-6)
-    np.testing.assert_array_equal(made("hint", of="x").apply(given, draws())["hint"] * 255, given["x"])
-
-
-def test_edges_reach_the_network_as_a_hint_that_went_with_its_image():
-    specs = ["flip", "to_unit", {"name": "hint", "channels": 1}, {"name": "condition", "entries": ("hint",)}]
+def test_edges_reach_the_network_as_a_hint_that_goes_with_its_image():
+    specs = ["to_unit", {"name": "hint", "channels": 2}, "flip", {"name": "condition", "entries": ("hint",)}]
     batch = make_pipeline(shapes(entries=("x", "edges")), specs, batch_size=8)[0]
     hint = batch["cond"]["hint"]
-    assert hint.shape == (8, 16, 16, 1) and set(np.unique(hint)) == {0.0, 1.0}
-    np.testing.assert_array_equal(hint, (batch["edges"] + 1) / 2)
+    assert hint.shape == (8, 16, 16, 2) and set(np.unique(hint)) == {0.0, 1.0} and hint.dtype == np.float32
+    np.testing.assert_array_equal(hint, np.repeat(batch["edges"] + 1, 2, -1) / 2)
+    unit = made("to_unit").apply(picture(), draws())
+    np.testing.assert_array_equal(made("hint", of="x").apply(unit, draws())["hint"], (unit["x"] + 1) / 2)
 
 
 def test_flipping_twice_is_nothing():
@@ -203,7 +196,7 @@ def test_a_row_of_transforms_knows_each_others_results():
         (lambda: made("hint", of="edge"), "unknown image of a hint 'edge'. Did you mean 'edges'"),
         (lambda: made("hint", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'edges'"),
         (lambda: made("hint", of="x", channels=4), "'x' has 3 channels"),
-        (lambda: made("hint", INFO._replace(range=None)), "not known in which range"),
+        (lambda: choose(TRANSFORMS, "hint", "transform", INFO), "put to_unit before"),
         (lambda: made("keep", entries=("x", "lable")), "have no 'lable'"),
         (lambda: made("to_unit", INFO._replace(range=None)), "is no image in uint8"),
         (lambda: choose(TRANSFORMS, "flop", "transform", INFO), "Did you mean 'flip'"),
