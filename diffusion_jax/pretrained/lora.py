@@ -277,7 +277,7 @@ def _taken(adapter, slot):
     rows, columns, _ = _turned(slot.layout, slot.shape)
     ranks = int(used.sum())
     down = np.empty((ranks, math.prod(slot.shape[1:])), np.float32)
-    down[:, columns] = a[index][..., used].reshape(-1, ranks).T
+    down[:, columns] = a[index][..., used].reshape(len(columns), ranks).T
     up = np.empty((slot.shape[0], ranks), np.float32)
     up[rows] = b[index][used][:, share].T
     if len(set(gain.tolist())) > 1:
