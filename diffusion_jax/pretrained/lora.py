@@ -81,7 +81,9 @@ def export_lora(
     """
     check_fits(shapes, adapter)
     lookup(PARTS, part, "part")
-    down_end, up_end = lookup(STYLES, style, "style")
+    ends = lookup(STYLES, style, "style")
+    if part != "denoiser":
+        ends = tuple(end.replace(".lora.", ".lora_linear_layer.") for end in ends)
     slots = layers_of(table, shapes)
     unet = any(layer.startswith("down_blocks.") for layer in slots)
     prefix = ("unet" if unet else "transformer") if part == "denoiser" else part
@@ -91,7 +93,7 @@ def export_lora(
             continue
         down, up, gain = _taken(adapter, slot)
         if len(gain):
-            arrays[f"{prefix}.{layer}{down_end}"], arrays[f"{prefix}.{layer}{up_end}"] = down, up
+            arrays |= {f"{prefix}.{layer}{end}": array for end, array in zip(ends, (down, up), strict=True)}
             ranks[layer], alphas[layer] = len(down), float(np.float32(gain[0]) * np.float32(len(down)))
     reached = {slot.path for slot in slots.values()}
     if lost := sorted(adapter.factors.keys() - reached):
@@ -197,31 +199,30 @@ def _pieces(tensors, slots, layers, config) -> list[_Piece]:
             wrong.append(f"{layer} goes down by {down} and up by {up}, which are of no one rank")
         elif (up[0], *down[1:]) != wanted:
             wrong.append(f"{layer} is {wanted} and its adapter is for {(up[0], *down[1:])}")
-        elif _noted(config, "rank_pattern", layer, config.get("r", rank)) != rank:
+        elif _noted(config, "rank_pattern", names["down"], config.get("r", rank)) != rank:
             wrong.append(f"{layer} is noted to be of another rank than {rank}")
         else:
-            pieces.append(_Piece(slot, names["down"], names["up"], rank, _gain(tensors, config, layer, names, rank)))
+            pieces.append(_Piece(slot, names["down"], names["up"], rank, _gain(tensors, config, names, rank)))
     if wrong:
         raise ValueError(f"load_lora: {tensors.source} does not fit this network: {some(wrong, 4)}.")
     return pieces
 
 
-def _gain(tensors, config, layer, names, rank) -> float:
+def _gain(tensors, config, names, rank) -> float:
     """Return alpha / rank."""
     if "alpha" in names:
         return float(np.asarray(tensors.read(names["alpha"]), np.float32).reshape(())) / rank
-    alpha = _noted(config, "alpha_pattern", layer, config.get("lora_alpha", rank))
+    alpha = _noted(config, "alpha_pattern", names["down"], config.get("lora_alpha", rank))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _noted(config, patterns, layer, otherwise):
-    """Return what the first pattern that fits a layer's name, or the end of it, gives."""
-    found = (value for pattern, value in (config.get(patterns) or {}).items() if _ends(pattern, layer))
-    return next(found, otherwise)
-
-
-def _ends(pattern, layer):
-    return re.match(rf"(.*\.)?({pattern})$", layer)
+def _noted(config, patterns, name, otherwise):
+    """Return what the first pattern that fits the end of a layer's name, as the file has it, gives."""
+    layer = read_name(name).layer
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return value
+    return otherwise
 
 
 def _window(shape):
@@ -312,13 +313,20 @@ def _notes(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, A
         **_PLAIN,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{layer}": number for layer, number in ranks.items() if number != rank},
-        "alpha_pattern": {f"^{layer}": number for layer, number in alphas.items() if number != alpha},
-        "target_modules": sorted(ranks),
+        "rank_pattern": {_pattern(layer): number for layer, number in ranks.items() if number != rank},
+        "alpha_pattern": {_pattern(layer): number for layer, number in alphas.items() if number != alpha},
+        "target_modules": sorted(layer.removeprefix(_LOST) for layer in ranks),
         "lora_dropout": 0.0,
         "use_rslora": False,
     }
 
+
+def _pattern(layer):
+    """Write a layer's name as the pattern that fits it alone."""
+    return layer.removeprefix(_LOST) if layer.startswith(_LOST) else f"^{layer}"
+
+
+_LOST = "text_model."  # newer versions of transformers have no such part, so only the end of a name is theirs too
 
 # What changes the meaning of the tensors, and the only values of it that are known.
 _PLAIN = {"peft_type": "LORA", "use_dora": False, "lora_bias": False, "fan_in_fan_out": False, "bias": "none"}
