@@ -51,7 +51,7 @@ def hypernetwork(
 
 
 def with_hypernetwork(apply: Apply, module: nn.Module, *, scale: Any = 1.0) -> Apply:
-    """Return a network's apply under Eq. (1); its parameters are {"network": ..., "hypernetwork": ...}."""
+    """Return a network's apply under Eq. (1), for {"network": ..., "hypernetwork": ...}; the second has gradients."""
 
     def changed(params, x, t, cond):
         keys = (cond or {}).get("dropout")
@@ -64,7 +64,7 @@ def with_hypernetwork(apply: Apply, module: nn.Module, *, scale: Any = 1.0) -> A
             return module.apply({"params": params["hypernetwork"]}, *args, scale=scale, dropout=own)
 
         with nn.intercept_methods(step_in):
-            return apply(params["network"], x, t, cond)
+            return apply(jax.lax.stop_gradient(params["network"]), x, t, cond)
 
     return changed
 

@@ -10,8 +10,10 @@ Several maps that lie side by side in one kernel, as queries, keys and values do
 a matrix (r, parts), whose column p is for the share p of B's columns: where it is zero, a rank does not reach a share,
 and training does not lead it there. Layers stacked by a scan stay stacked: A, B and g have the axis of depth first.
 
-An adapter is a pair of plain trees over paths of kernels, of which training sees the first: it differentiates
-`merged(params, adapter._replace(factors=factors))` with respect to `factors`, and the parameters never move.
+An adapter is a pair of plain trees over paths of kernels. Training moves the first, `factors`, and nothing else:
+
+    apply = with_adapter(apply_of(network), adapter.gains)
+    apply({"network": params, "lora": adapter.factors}, x, t, cond)
 """
 
 import fnmatch
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.nets import checks
-from diffusion_jax.types import Array, Key, Params
+from diffusion_jax.types import Apply, Array, Key, Params
 
 
 class Adapter(NamedTuple):
@@ -71,6 +73,16 @@ def merged(params: Params, adapter: Adapter, scale: Any = 1.0) -> Params:
         return (wide + scale * _product(adapter, name)).astype(leaf.dtype)
 
     return jax.tree.map_with_path(add, params)
+
+
+def with_adapter(apply: Apply, gains: dict[str, Array], *, scale: Any = 1.0) -> Apply:
+    """Return a network's apply for {"network": ..., "lora": factors}, of which only the factors have gradients."""
+
+    def adapted(params, x, t, cond):
+        base = jax.lax.stop_gradient(params["network"])
+        return apply(merged(base, Adapter(params["lora"], gains), scale), x, t, cond)
+
+    return adapted
 
 
 def unmerged(params: Params, adapter: Adapter, scale: Any = 1.0) -> Params:

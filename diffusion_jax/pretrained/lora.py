@@ -77,7 +77,8 @@ def export_lora(
 ) -> Exported:
     """Give an adapter's tensors their names, in a `style` of STYLES, and note its ranks and alphas.
 
-    Ranks that have unequal gains in one layer, as those of joined adapters may, are written with gains of 1.
+    Ranks that have unequal gains in one layer, as those of joined adapters may, are written with gains of 1. Programs
+    that do not read the header take alpha for r.
     """
     check_fits(shapes, adapter)
     lookup(PARTS, part, "part")
