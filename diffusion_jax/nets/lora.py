@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.nets import checks
 from diffusion_jax.types import Apply, Array, Key, Params
@@ -51,12 +52,10 @@ def start(
     for path, kernel in chosen(params, targets).items():
         r = _of(rank, path, "rank")
         checks.whole(f"lora: {path}", 1, rank=r)
-        shape, bound = (*kernel.shape[:-1], r), 1 / math.sqrt(math.prod(kernel.shape[_lead(kernel.shape) : -1]))
-        drawn = jax.random.uniform(
-            jax.random.fold_in(key, zlib.crc32(path.encode())), shape, minval=-bound, maxval=bound
-        )
-        lead = kernel.shape[: _lead(kernel.shape)]
-        factors[path] = {"a": drawn, "b": jnp.zeros((*lead, r, kernel.shape[-1]))}
+        lead, inner = np.split(kernel.shape, [_lead(kernel.shape)])
+        bound, own = 1 / math.sqrt(inner[:-1].prod()), jax.random.fold_in(key, zlib.crc32(path.encode()))
+        a = jax.random.uniform(own, (*kernel.shape[:-1], r), minval=-bound, maxval=bound)
+        factors[path] = {"a": a, "b": jnp.zeros((*lead, r, kernel.shape[-1]))}
         gains[path] = jnp.full((*lead, r, 1), (r if alpha is None else _of(alpha, path, "alpha")) / r)
     return Adapter(factors, gains)
 
@@ -66,13 +65,18 @@ def merged(params: Params, adapter: Adapter, scale: Any = 1.0) -> Params:
     check_fits(params, adapter)
 
     def add(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         if name not in adapter.factors:
             return leaf
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         return (wide + scale * _product(adapter, name)).astype(leaf.dtype)
 
     return jax.tree.map_with_path(add, params)
+
+
+def unmerged(params: Params, adapter: Adapter, scale: Any = 1.0) -> Params:
+    """Take an adapter out of parameters that it was merged into with this scale: float32 ones to rounding."""
+    return merged(params, adapter, -scale)
 
 
 def with_adapter(apply: Apply, gains: dict[str, Array], *, scale: Any = 1.0) -> Apply:
@@ -83,11 +87,6 @@ def with_adapter(apply: Apply, gains: dict[str, Array], *, scale: Any = 1.0) -> 
         return apply(merged(base, Adapter(params["lora"], gains), scale), x, t, cond)
 
     return adapted
-
-
-def unmerged(params: Params, adapter: Adapter, scale: Any = 1.0) -> Params:
-    """Take an adapter out of parameters that it was merged into with this scale: float32 ones to rounding."""
-    return merged(params, adapter, -scale)
 
 
 def scaled(adapter: Adapter, scale: Any) -> Adapter:
@@ -146,9 +145,7 @@ def chosen(params: Params, targets: Sequence[str]) -> dict[str, Any]:
 
 def kernels_of(params: Params) -> dict[str, Any]:
     """Map paths, joined by slashes, to the kernels of dense layers and convolutions."""
-    found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    found = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     return {path: leaf for path, leaf in found.items() if f"/{path}".endswith("/kernel") and len(leaf.shape) >= 2}
 
 
@@ -170,6 +167,10 @@ def check_fits(params: Params, adapter: Adapter) -> None:
                 f"lora: {path} is {kernel}, which a of {a}, b of {b} and gains of {gain} do not fit: the adapter is of "
                 "another base."
             )
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _product(adapter, path):

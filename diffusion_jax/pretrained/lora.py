@@ -6,7 +6,7 @@ A file has two tensors for a layer, and perhaps a number, for what is added to i
 
 Alpha is a tensor, or is noted in the file's header or in the adapter_config.json beside it, or is r. Which of our
 kernels a layer is, and where in it, the rules of the network's family say, so any family's can be read; `lora_names`
-takes the names apart. A file is refused before any of its tensors is read, with what is wrong with names and shapes.
+takes the names apart. A file is refused before any of its matrices is read, with what is wrong with names and shapes.
 """
 
 import functools
@@ -200,6 +200,8 @@ def _pieces(tensors, slots, layers, config) -> list[_Piece]:
             wrong.append(f"{layer} goes down by {down} and up by {up}, which are of no one rank")
         elif (up[0], *down[1:]) != wanted:
             wrong.append(f"{layer} is {wanted} and its adapter is for {(up[0], *down[1:])}")
+        elif "alpha" in names and math.prod(tensors.shapes[names["alpha"]]) != 1:
+            wrong.append(f"{names['alpha']} is of shape {tensors.shapes[names['alpha']]} and not one number")
         elif _noted(config, "rank_pattern", names["down"], config.get("r", rank)) != rank:
             wrong.append(f"{layer} is noted to be of another rank than {rank}")
         else:

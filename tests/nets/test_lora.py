@@ -194,7 +194,7 @@ def test_training_moves_the_adapter_alone():
     begun = start(base, jax.random.key(0), targets=("block_*", "last"), rank=2)
     params = {"network": base, "lora": begun.factors}
     loss = denoising_loss(with_adapter(apply, begun.gains), SCHEDULES["rectified"](), prediction="velocity")
-    kinds = {"lora": optax.adam(3e-2), "network": optax.set_to_zero()}
+    kinds: Any = {"lora": optax.adam(3e-2), "network": optax.set_to_zero()}
     optimizer = optax.partition(kinds, {name: name for name in kinds})
     averages = {"ema": constant(decay=0.9)}
     state = start_state(params, optimizer, averages, jax.random.key(1))

@@ -162,6 +162,15 @@ def test_every_spelling_is_read(way, tmp_path):
     same(found, reference())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_files_of_half_precision_are_read_into_float32(tmp_path, dtype):
+    half = {name: array.astype(jax.numpy.dtype(dtype)) for name, array in tensors().items()}
+    found = read(write(tmp_path / "a.safetensors", half, **{"unet.lora_alpha": 4}))
+    again = {name: array.astype(np.float32) for name, array in half.items()}
+    same(found, read(write(tmp_path / "b.safetensors", again, **{"unet.lora_alpha": 4})))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
 def test_texts_of_before_are_read(tmp_path):
     model, table, _ = network("text")
     adapter = start(model.params, jax.random.key(0), targets=("*/attention/*",), rank=2)
@@ -267,6 +276,7 @@ DOWN, UP = f"{PLACE}.lora.down.weight", f"{PLACE}.lora.up.weight"
             "no adapters of layers .* unet.mid.to_q.lora",
         ),
         ({f"{PLACE}.lora_A.weight": np.zeros((2, 32), np.float32)}, {}, "two adapters of mid_block.*attn1.to_q"),
+        ({f"{PLACE}.alpha": np.ones(2, np.float32)}, {}, r"alpha is of shape \(2,\) and not one number"),
         ({}, {"unet.r": 3}, "noted to be of another rank than 2"),
         ({}, {"unet.use_dora": True}, "use_dora=True; known is False"),
     ],
