@@ -39,10 +39,11 @@ class Attention(nn.Module):
         self, x: Array, context: Array | None = None, mask: Array | None = None, angles: Array | None = None
     ) -> Array:
         width = x.shape[-1]
+        keys, values = self.read(x if context is None else context.astype(x.dtype))
         if context is None:
-            parts = jnp.split(Dense(3 * width, self.initial, self.bias, name="qkv")(x), 3, -1)
+            parts = jnp.split(Dense(3 * width, self.initial, self.bias, name="qkv")(x, keys, values), 3, -1)
         else:
-            pair = Dense(2 * width, self.initial, self.bias, name="kv")(context.astype(x.dtype))
+            pair = Dense(2 * width, self.initial, self.bias, name="kv")(keys, values)
             parts = [Dense(width, self.initial, self.bias, name="q")(x), *jnp.split(pair, 2, -1)]
         q, k, v = (part.reshape(*part.shape[:2], self.heads, width // self.heads) for part in parts)
         if self.normalized == "rms":
@@ -50,6 +51,10 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         return Dense(width, self.final, name="out")(attend(q, k, v, mask).reshape(x.shape))
+
+    def read(self, context: Array) -> tuple[Array, Array]:
+        """Return what keys and what values are made of: the same, where no hypernetwork steps in."""
+        return context, context
 
 
 def attend(

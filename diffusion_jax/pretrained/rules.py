@@ -14,7 +14,7 @@ shape, so a file is refused, with the names that it lacks or has too many, befor
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +151,19 @@ def flat(params: Params) -> dict[str, Any]:
     return {_joined(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
+def some(words: Sequence[str], most: int = 12) -> str:
+    """Write the first words of many down."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def spell(name: str, spelling: Mapping[str, str]) -> str:
+    """Replace what a spelling replaces."""
+    for ours, theirs in spelling.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
 def _slots(rules, path, shape) -> Iterator[tuple[str, Slot]]:
     """List the tensors that make one of our arrays."""
     found = [(rule, match) for rule in rules if (match := re.fullmatch(_expression(rule.ours), path))]
@@ -184,13 +197,13 @@ def _copy(target, source):
 
 def _settled(table, slots, tensors):
     """Give the slots the file's own spelling, or refuse the file."""
-    spelled = [{_spell(name, spelling): slot for name, slot in slots.items()} for spelling in table.spellings]
+    spelled = [{spell(name, spelling): slot for name, slot in slots.items()} for spelling in table.spellings]
     best = min(spelled, key=lambda names: len(names.keys() - tensors.shapes.keys()))
     missing = sorted(best.keys() - tensors.shapes.keys())
     unknown = sorted(tensors.shapes.keys() - best.keys())
     unknown = [name for name in unknown if not any(fnmatch.fnmatchcase(name, known) for known in table.harmless)]
     if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
+        parts = [f"lacks {some(missing)}"] * bool(missing) + [f"has unknown {some(unknown)}"] * bool(unknown)
         raise ValueError(
             f"{tensors.source} does not hold the {len(best)} tensors of this network: it {' and '.join(parts)}. Its "
             "config.json is of another network, or these are weights of another kind."
@@ -201,19 +214,8 @@ def _settled(table, slots, tensors):
         if tuple(tensors.shapes[name]) != slot.shape
     ]
     if wrong:
-        raise ValueError(f"{tensors.source} does not fit its config.json: {_some(wrong, 4)}.")
+        raise ValueError(f"{tensors.source} does not fit its config.json: {some(wrong, 4)}.")
     return best
-
-
-def _some(words, most=12):
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
-
-
-def _spell(name, spelling):
-    for ours, theirs in spelling.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def _each(names, change):
