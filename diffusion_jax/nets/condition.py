@@ -4,10 +4,11 @@
     label (B,)            a row of a table; the last, number `num_classes`, is the null label of guidance
     pooled (B, D)         two dense layers: a whole text in one vector, sizes and crops
     augment (B, A)        one dense layer without bias: how the image was augmented (Karras et al. 2022), or zeros
+    guidance (B,)         waves, then two dense layers: the scale of the guidance that was distilled (Meng et al. 2023)
     text (B, L, D)        tokens to attend to; `text_mask` (B, L) says which of them exist
     dropout (B,)          typed PRNG keys, one per example: dropout is on if and only if they are there
 
-The first four are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
+The first five are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
 missing one: neither is ever ignored silently.
 """
 
@@ -21,21 +22,22 @@ from jax.core import Tracer
 
 from diffusion_jax.naming import suggestion
 from diffusion_jax.nets import checks
-from diffusion_jax.nets.embed import Waves
+from diffusion_jax.nets.embed import Waves, sinusoidal
 from diffusion_jax.nets.initial import Scheme, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.types import Array, Time
 
-ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "dropout")
+ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "guidance", "dropout")
 
 
 class Told(NamedTuple):
-    """The widths of what a network can be told; 0 means that it cannot."""
+    """The widths of what a network can be told, of guidance that of its waves; 0 means that it cannot."""
 
     num_classes: int = 0
     text_width: int = 0
     pooled_width: int = 0
     augment_width: int = 0
+    guidance_width: int = 0
 
 
 class Signal(NamedTuple):
@@ -72,6 +74,9 @@ class Conditioning(nn.Module):
             parts.append(jnp.take(rows, cond["label"], axis=0, mode="fill").astype(self.dtype))
         if self.told.pooled_width:
             parts.append(self.two_layers("pooled", self.initial, cond["pooled"]))
+        if self.told.guidance_width:
+            waves = sinusoidal()(cond["guidance"], self.told.guidance_width)
+            parts.append(self.two_layers("guidance", self.initial, waves))
         if self.told.augment_width and "augment" in cond:
             dense = Dense(self.hidden, self.initial, bias=False, name="augment")
             parts.append(dense(cond["augment"].astype(self.dtype)))
@@ -95,8 +100,8 @@ def make_told(network: str, num_classes: int, text_width: int, pooled_width: int
 
 def keyword_of(entry: str) -> str | None:
     """Name the keyword by which a network is built to hear an entry, or None for one that needs none."""
-    keywords = {"label": "num_classes", "text": "text_width", "pooled": "pooled_width", "augment": "augment_width"}
-    return keywords.get(entry)
+    keywords = {name: f"{name}_width" for name in ("text", "pooled", "augment", "guidance")}
+    return {"label": "num_classes", **keywords}.get(entry)
 
 
 def check_condition(told: Told, cond: dict, batch: int) -> None:
@@ -104,7 +109,12 @@ def check_condition(told: Told, cond: dict, batch: int) -> None:
     for name in cond:
         if name not in ENTRIES:
             raise ValueError(f"cond has an entry '{name}'.{suggestion(name, ENTRIES)} Known: {', '.join(ENTRIES)}.")
-    wants = {"label": told.num_classes, "text": told.text_width, "pooled": told.pooled_width}
+    wants = {
+        "label": told.num_classes,
+        "text": told.text_width,
+        "pooled": told.pooled_width,
+        "guidance": told.guidance_width,
+    }
     for name, width in {**wants, "augment": told.augment_width}.items():
         if name in cond and not width:
             raise ValueError(
@@ -128,6 +138,7 @@ def _check_shapes(told, cond, batch):
         "text_mask": (batch, length),
         "pooled": (batch, told.pooled_width),
         "augment": (batch, told.augment_width),
+        "guidance": (batch,),
         "dropout": (batch,),
     }
     for name, value in cond.items():

@@ -63,6 +63,29 @@ KINDS = {
         "normalized": "rms",
         "text_width": 5,
     },
+    "mmdit": {
+        "name": "mmdit",
+        "channels": 2,
+        "width": 8,
+        "depth": 2,
+        "heads": 2,
+        "positions": "learned",
+        "max_size": 5,
+        "dual": (0,),
+        "text_width": 5,
+        "pooled_width": 3,
+    },
+    "flux": {
+        "name": "flux",
+        "channels": 2,
+        "width": 16,
+        "depth": 1,
+        "single_depth": 1,
+        "heads": 2,
+        "text_width": 5,
+        "pooled_width": 3,
+        "guidance_width": 4,
+    },
 }
 
 
@@ -90,6 +113,8 @@ def inputs(kind, batch=2, seed=0, **changes) -> tuple[Any, Any, Any]:
     for name in ("pooled", "augment"):
         if spec.get(f"{name}_width"):
             cond[name] = rng.normal(size=(batch, 3)).astype(np.float32)
+    if spec.get("guidance_width"):
+        cond["guidance"] = np.linspace(1, 4, batch, dtype=np.float32)
     return x.astype(np.float32), t.astype(np.float32), cond
 
 
