@@ -29,12 +29,13 @@ from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Heads, attend, grid_waves, rotate_neighbours
 from diffusion_jax.nets.condition import Conditioning, Signal, Told
-from diffusion_jax.nets.dit import BlockShape, cut, ended, gated, joined, modulated, normalized
+from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, modulated, normalized
 from diffusion_jax.nets.dropout import Dropout
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, fan_average, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.vit import Patches
 from diffusion_jax.types import Array, Time
 
 
@@ -129,7 +130,7 @@ class MMDiT(nn.Module):
             self.told, self.waves, 256, self.width, fan_average(), self.dtype, name="conditioning"
         )
         signal = conditioning(t, cond)
-        h = Dense(self.width, name="patches")(cut(x.astype(self.dtype), self.patch))
+        h = Patches(self.width, self.patch, bias=True, name="patches")(x.astype(self.dtype))
         h = h + self._middle(rows, columns).astype(self.dtype)[None]
         text, signal, sentence = read(signal, h)
         for number, group in enumerate(self.groups):
