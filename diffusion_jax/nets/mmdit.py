@@ -131,7 +131,7 @@ class MMDiT(nn.Module):
         )
         signal = conditioning(t, cond)
         h = Patches(self.width, self.patch, bias=True, name="patches")(x.astype(self.dtype))
-        h = h + self._middle(rows, columns).astype(self.dtype)[None]
+        h = h + self._positions(rows, columns).astype(self.dtype)[None]
         text, signal, sentence = read(signal, h)
         for number, group in enumerate(self.groups):
             blocks = stack(self.remat, Block, group.count)(self.shape, group.dual, group.last, name=f"blocks_{number}")
@@ -139,19 +139,13 @@ class MMDiT(nn.Module):
         h = ended(h, signal.embedding, self.patch**2 * self.out_channels)
         return joined(h, rows, columns, self.patch).astype(jnp.float32)
 
-    def _middle(self, rows, columns):
-        """Return the positions (rows * columns, width) in the middle of the table."""
-        most = self.max_size
-        if max(rows, columns) > most:
-            raise ValueError(
-                f"mmdit: x has {rows} by {columns} patches, and the table of positions ends at {most} by {most}. "
-                "Take smaller images, or build the network with a larger max_size."
-            )
-        top, left = (most - rows) // 2, (most - columns) // 2
+    def _positions(self, rows, columns):
+        """Return the positions (rows * columns, width) of patches."""
+        down, across = middle(self.max_size, rows, columns)
         if self.positions == "waves":
-            return jnp.asarray(grid_waves(rows, columns, self.width, first=(top, left)))
-        table = self.param("positions", normal(0.02), (most**2, self.width)).reshape(most, most, self.width)
-        return table[top : top + rows, left : left + columns].reshape(rows * columns, self.width)
+            return jnp.asarray(grid_waves(rows, columns, self.width, first=(down.start, across.start)))
+        table = self.param("positions", normal(0.02), (self.max_size**2, self.width))
+        return table.reshape(self.max_size, self.max_size, self.width)[down, across].reshape(-1, self.width)
 
 
 class Block(nn.Module):
@@ -220,6 +214,17 @@ def groups_of(depth: int, dual: Iterable[int] = ()) -> tuple[Group, ...]:
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
     firsts = itertools.accumulate((count for _, count in runs), initial=0)
     return tuple(Group(first, count, *kind) for first, (kind, count) in zip(firsts, runs, strict=False))
+
+
+def middle(most: int, rows: int, columns: int) -> tuple[slice, slice]:
+    """Return the middle rows and columns of a table for `most` by `most` patches."""
+    if max(rows, columns) > most:
+        raise ValueError(
+            f"mmdit: x has {rows} by {columns} patches, and the table of positions ends at {most} by {most}. Take "
+            "smaller images, or build the network with a larger max_size."
+        )
+    top, left = (most - rows) // 2, (most - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)
 
 
 def shape_of(network: str, width: int, heads: int, mlp_ratio: int, *, normalized: str, dropout: float) -> BlockShape:

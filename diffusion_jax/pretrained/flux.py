@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffusion_jax.nets.flux import Flux, flux
+from diffusion_jax.nets.flux import flux
 from diffusion_jax.pretrained.rules import Pretrained, Table, linear, load
 from diffusion_jax.pretrained.sd3 import ends, example_of, one_stream, per_example, two_streams, width_of
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
@@ -39,7 +39,7 @@ def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "") 
 class FluxCall(nn.Module):
     """The network called as theirs is: on patches (B, T, 4 C) with their places, and with a timestep in [0, 1]."""
 
-    network: Flux
+    network: nn.Module
 
     def setup(self):
         nn.share_scope(self, self.network)
@@ -60,7 +60,8 @@ class FluxCall(nn.Module):
             cond["guidance"] = per_example(guidance, hidden_states)
         # Older callers give the same places for each example.
         image, text = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
-        return self.network.patches(hidden_states, per_example(timestep, hidden_states), cond, image, text)
+        patches = self.network.patches  # pyright: ignore[reportAttributeAccessIssue]
+        return patches(hidden_states, per_example(timestep, hidden_states), cond, image, text)
 
 
 def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def _check(config, folder):
     for name in ("in_channels", "out_channels"):
         if (config[name] or 0) % 4:
             raise ValueError(
-                f"{folder}: its config.json has {name}={config[name]}; known are patches of 2 by 2 pixels, so multiples "
-                "of 4."
+                f"{folder}: its config.json has {name}={config[name]}; known are patches of 2 by 2 pixels, so "
+                "multiples of 4."
             )
 
 

@@ -46,7 +46,7 @@ SWAPPED = Layout(lambda x: _swapped(x), lambda x: _swapped(x))  # the second hal
 
 
 class Rule(NamedTuple):
-    """Their name, or the names of parts side by side; our path; the layout; and the number of the first that is stacked."""
+    """Their name, or the names of parts side by side; our path; the layout; the number of the first that is stacked."""
 
     theirs: str | tuple[str, ...]
     ours: str

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffusion_jax.nets.mmdit import MMDiT, groups_of, mmdit
+from diffusion_jax.nets.mmdit import groups_of, mmdit
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Pretrained, Rule, Table, linear, load, swapped
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 from diffusion_jax.types import Array
@@ -35,7 +35,7 @@ def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "") -
 class SD3Call(nn.Module):
     """The network called as theirs is; images are NHWC, and a timestep is one of 0 .. 1000."""
 
-    network: MMDiT
+    network: nn.Module
 
     def setup(self):
         nn.share_scope(self, self.network)
@@ -131,12 +131,8 @@ def width_of(config: Mapping[str, Any]) -> int:
 
 def example_of(config: Mapping[str, Any], side: int, channels: int) -> tuple[Any, Any, dict[str, Any]]:
     """Return what such a network is called with, by shape, for an image of `side` by `side` pixels."""
-    shapes = (
-        (1, side, side, channels),
-        (1,),
-        (1, 1, config["joint_attention_dim"]),
-        (1, config["pooled_projection_dim"]),
-    )
+    words, pooled = (1, 1, config["joint_attention_dim"]), (1, config["pooled_projection_dim"])
+    shapes = (1, side, side, channels), (1,), words, pooled
     x, t, text, pooled = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     return x, t, {"text": text, "pooled": pooled}
 

@@ -14,7 +14,11 @@ from diffusion_jax.nets.network import apply_of, initialize
 SMALL = {"name": "unet", "channels": 2, "image_size": 8, "width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}
 SONG = {**SMALL, "resample": "fir", "skip_scale": 0.5**0.5, "shortcut": "projected", "decoder_attention": "last"}
 
-SLOW = ("ncsnpp", "adm", "text", "dit")  # to compile with their gradients; the rest of the laws runs over them too
+# To compile with their gradients; the rest of the laws runs over them too.
+SLOW = ("ncsnpp", "adm", "text", "dit", "mmdit", "flux")
+
+# What text would ask in the last block, where it is only seen; kept, since files that are read have it.
+IDLE = ("blocks_1/text/attention/norm_q/scale",)
 
 KINDS = {
     "mlp": {"name": "mlp", "channels": 2, "width": 8, "depth": 2, "num_classes": 3},

@@ -121,7 +121,7 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
             "encoder_hidden_states": normal(2, 7, 20),
             "pooled_projections": normal(2, 24),
             "timestep": np.array([0.0371, 1.0], np.float32),
-            "img_ids": grid_places(rows, columns) + np.float32([2, 0, 0]),
+            "img_ids": grid_places(rows, columns) + np.array([2, 0, 0], np.float32),
             "txt_ids": np.arange(21, dtype=np.float32).reshape(7, 3),
         }
         if config["guidance_embeds"]:
