@@ -152,7 +152,7 @@ def test_kernels_are_split_over_tensor_in_every_block(kind):
     for path, leaf in jax.tree.leaves_with_path(shapes):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         inner = "blocks" in name and name.endswith("kernel") and "modulation" not in name
-        assert ("tensor" in split_by_tensor(name, leaf.shape, 2)) == (inner or name.endswith("dense_1/kernel")), name
+        assert ("tensor" in split_by_tensor(name, leaf.shape, 2)) == inner, name
 
 
 def test_blocks_of_one_stack_drop_different_entries():
