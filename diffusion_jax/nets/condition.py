@@ -75,8 +75,8 @@ class Conditioning(nn.Module):
         if self.told.pooled_width:
             parts.append(self.two_layers("pooled", self.initial, cond["pooled"]))
         if self.told.guidance_width:
-            waves = sinusoidal()(cond["guidance"], self.told.guidance_width)
-            parts.append(self.two_layers("guidance", self.initial, waves))
+            scale = sinusoidal()(cond["guidance"], self.told.guidance_width)
+            parts.append(self.two_layers("guidance", self.initial, scale))
         if self.told.augment_width and "augment" in cond:
             dense = Dense(self.hidden, self.initial, bias=False, name="augment")
             parts.append(dense(cond["augment"].astype(self.dtype)))

@@ -61,7 +61,8 @@ def flux(
     columns. `guidance_width` is that of the waves of guidance, 256 in the original, 0 for a network without.
     """
     checks.whole("flux", 1, channels=channels, patch=patch)
-    checks.whole("flux", 0, depth=depth, single_depth=single_depth)
+    checks.whole("flux", 0, depth=depth, single_depth=single_depth, guidance_width=guidance_width)
+    checks.divides("flux", "pairs of waves", 2, "guidance_width", guidance_width)
     shape = shape_of("flux", width, heads, mlp_ratio, normalized="rms", dropout=dropout)
     return Flux(
         channels=channels,

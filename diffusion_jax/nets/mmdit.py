@@ -80,7 +80,7 @@ def mmdit(
     `positions` are fixed "waves" or a "learned" table. `dual` are the layers in which the image attends twice;
     `normalized` "rms" normalises queries and keys, as 3.5 does and 3 does not.
     """
-    checks.whole("mmdit", 1, channels=channels, patch=patch, max_size=max_size)
+    checks.whole("mmdit", 1, channels=channels, depth=depth, patch=patch, max_size=max_size)
     checks.one_of("mmdit", ("waves", "learned"), positions=positions)
     dual = tuple(dual)
     for layer in dual:
@@ -89,7 +89,6 @@ def mmdit(
             raise ValueError(f"mmdit: dual has layer {layer}; the layers are 0 to {depth - 1}.")
     checks.divides("mmdit", "four entries for each frequency and axis", 4, "width", width)
     shape = shape_of("mmdit", width, heads, mlp_ratio, normalized=normalized, dropout=dropout)
-    checks.whole("mmdit", 1, depth=depth)
     return MMDiT(
         channels=channels,
         out_channels=channels if out_channels is None else out_channels,
@@ -210,7 +209,8 @@ class Stream(nn.Module):
 
 def groups_of(depth: int, dual: Iterable[int] = ()) -> tuple[Group, ...]:
     """Divide layers into runs of equal blocks."""
-    kinds = [(layer in tuple(dual), layer == depth - 1) for layer in range(depth)]
+    twice = frozenset(dual)
+    kinds = [(layer in twice, layer == depth - 1) for layer in range(depth)]
     runs = [(kind, len(list(run))) for kind, run in itertools.groupby(kinds)]
     firsts = itertools.accumulate((count for _, count in runs), initial=0)
     return tuple(Group(first, count, *kind) for first, (kind, count) in zip(firsts, runs, strict=False))

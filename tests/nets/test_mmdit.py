@@ -180,6 +180,7 @@ def test_blocks_of_one_stack_drop_different_entries():
         ("flux", {"axes": (2, 3, 3)}, "three even numbers"),
         ("flux", {"single_depth": -1}, "single_depth is -1"),
         ("flux", {"guidance_width": 2.5}, "guidance_width is 2.5"),
+        ("flux", {"guidance_width": 5}, "pairs of waves = 2 does not divide guidance_width = 5"),
     ],
 )
 def test_transformers_that_cannot_be_are_refused_before_they_are_built(kind, change, words):

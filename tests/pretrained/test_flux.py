@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffusion_jax.nets.flux import grid_places, packed, unpacked
-from diffusion_jax.pretrained.flux import FluxCall, load_flux, table_of
-from diffusion_jax.pretrained.rules import convert, export
+from diffusion_jax.nets.flux import flux, grid_places, packed, unpacked
+from diffusion_jax.nets.network import shapes_of
+from diffusion_jax.pretrained.flux import FluxCall, keywords_of, load_flux, table_of
+from diffusion_jax.pretrained.rules import convert, export, plan
+from diffusion_jax.pretrained.sd3 import example_of
 from diffusion_jax.pretrained.tensors import of_arrays
 from tests.pretrained.folders import REFERENCE, write
 
@@ -133,3 +135,19 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
         np.testing.assert_allclose(found, wanted, **CLOSE)
     out = export(table_of(ours.config), ours.params)
     jax.tree.map(np.testing.assert_array_equal, out, safetensors.numpy.load_file(tmp_path / FILE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [True, False])
+def test_published_sizes_have_the_tensors_of_diffusers(guidance):
+    """Names and shapes alone, so that nothing of that size is made."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.FluxTransformer2DModel(guidance_embeds=guidance)
+    config = dict(theirs.config)
+    x, t, cond = example_of(config, 2, 16)
+    told = {"guidance": jax.ShapeDtypeStruct((1,), np.float32)} if guidance else {}
+    shapes = shapes_of(flux(**keywords_of(config)), (x, t, cond | told))
+    wanted = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    assert {key: slot.shape for key, slot in plan(table_of(config).rules, shapes).items()} == wanted

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffusion_jax.pretrained.rules import convert, export
-from diffusion_jax.pretrained.sd3 import SD3Call, load_sd3, table_of
+from diffusion_jax.nets.mmdit import mmdit
+from diffusion_jax.nets.network import shapes_of
+from diffusion_jax.pretrained.rules import convert, export, plan
+from diffusion_jax.pretrained.sd3 import SD3Call, example_of, keywords_of, load_sd3, table_of
 from diffusion_jax.pretrained.tensors import of_arrays, open_tensors
 from tests.pretrained.folders import REFERENCE, write
 
@@ -119,3 +121,27 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
     out, kept = export(table_of(ours.config), ours.params), safetensors.numpy.load_file(tmp_path / FILE)
     assert out.keys() == open_tensors(tmp_path).shapes.keys()
     jax.tree.map(np.testing.assert_array_equal, out, kept)
+
+
+MEDIUM: dict[str, Any] = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+LARGE: dict[str, Any] = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432}
+TWICE: dict[str, Any] = {"dual_attention_layers": list(range(13)), "qk_norm": "rms_norm"}
+PUBLISHED = {
+    "3 medium": {**MEDIUM, "pos_embed_max_size": 192},
+    "3.5 medium": {**MEDIUM, **TWICE, "pos_embed_max_size": 384},
+    "3.5 large": {**LARGE, "qk_norm": "rms_norm", "pos_embed_max_size": 192},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_tensors_of_diffusers(name):
+    """Names and shapes alone, so that nothing of that size is made."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.SD3Transformer2DModel(**PUBLISHED[name])
+    config = dict(theirs.config)
+    shapes = shapes_of(mmdit(**keywords_of(config)), example_of(config, 2, 16))
+    wanted = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    assert {key: slot.shape for key, slot in plan(table_of(config).rules, shapes).items()} == wanted
