@@ -120,7 +120,7 @@ class DiT(nn.Module):
             label_std=0.02, time_initial=Scheme(normal(0.02), lambda fan: Law("constant", 0.0)), name="conditioning",
         )  # fmt: skip
         signal = conditioning(t, cond)
-        h = Dense(width, name="patches")(_cut(x.astype(self.dtype), self.patch))
+        h = Dense(width, name="patches")(cut(x.astype(self.dtype), self.patch))
         angles = None
         if self.positions == "rotary":
             angles = jnp.asarray(grid_angles(rows, columns, width // heads))
@@ -134,11 +134,8 @@ class DiT(nn.Module):
             length=depth,
         )
         h, _ = blocks(self.shape, name="blocks")(h, signal, angles, jnp.arange(depth))
-        h = layer_norm(h, 1e-6).astype(self.dtype)
-        if signal.embedding is not None:
-            h = _modulated(h, *jnp.split(Dense(2 * width, ZERO, name="last_modulation")(signal.embedding), 2, -1))
-        h = Dense(self.patch**2 * self.out_channels, ZERO, name="last")(h)
-        return _joined(h, rows, columns, self.patch).astype(jnp.float32)
+        h = ended(h, signal.embedding, self.patch**2 * self.out_channels)
+        return joined(h, rows, columns, self.patch).astype(jnp.float32)
 
 
 class Block(nn.Module):
@@ -156,14 +153,14 @@ class Block(nn.Module):
         if signal.embedding is not None:
             told = jnp.split(Dense(6 * width, ZERO, name="modulation")(signal.embedding), 6, -1)
         attention = Attention(shape.heads, normalized=shape.normalized, name="attention")
-        inner = attention(_modulated(_normalized(h), *told[:2]), angles=angles)
-        h = h + _gated(inner, told[2])
+        inner = attention(modulated(normalized(h), *told[:2]), angles=angles)
+        h = h + gated(inner, told[2])
         if signal.text is not None:
             to_text = Attention(shape.heads, final=ZERO, normalized=shape.normalized, name="to_text")
-            h = h + to_text(_normalized(h), signal.text, signal.text_mask)
-        inner = Dense(shape.mlp_width, name="dense_1")(_modulated(_normalized(h), *told[3:5]))
+            h = h + to_text(normalized(h), signal.text, signal.text_mask)
+        inner = Dense(shape.mlp_width, name="dense_1")(modulated(normalized(h), *told[3:5]))
         inner = Dropout(shape.dropout, name="dropout")(nn.gelu(inner, approximate=True), keys)
-        return h + _gated(Dense(width, name="dense_2")(inner), told[5]), None
+        return h + gated(Dense(width, name="dense_2")(inner), told[5]), None
 
 
 def custom(*, width: int, depth: int, heads: int) -> Size:
@@ -171,28 +168,39 @@ def custom(*, width: int, depth: int, heads: int) -> Size:
     return Size(width, depth, heads)
 
 
-def _cut(x, patch):
+def ended(h: Array, embedding: Array | None, width: int) -> Array:
+    """Map tokens to `width` numbers each, zero at first, inside a module: the end of every such transformer."""
+    h = normalized(h)
+    if embedding is not None:
+        h = modulated(h, *jnp.split(Dense(2 * h.shape[-1], ZERO, name="last_modulation")(embedding), 2, -1))
+    return Dense(width, ZERO, name="last")(h)
+
+
+def cut(x: Array, patch: int) -> Array:
     """Cut images into patches in reading order: (B, H, W, C) to (B, tokens, patch^2 C)."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
-def _joined(h, rows, columns, patch):
-    """Join patches to images, the inverse of `_cut`."""
+def joined(h: Array, rows: int, columns: int, patch: int) -> Array:
+    """Join patches to images, the inverse of `cut`."""
     h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
     return h.reshape(h.shape[0], rows * patch, columns * patch, -1)
 
 
-def _normalized(h):
+def normalized(h: Array) -> Array:
+    """Normalise the channels of each token."""
     return layer_norm(h, 1e-6).astype(h.dtype)
 
 
-def _modulated(h, shift, scale):
-    return h if shift is None else h * (1 + scale[:, None]) + shift[:, None]
+def modulated(h: Array, shift: Array | None, scale: Array | None) -> Array:
+    """Scale and shift tokens by what an example is told, if it is told anything."""
+    return h if shift is None or scale is None else h * (1 + scale[:, None]) + shift[:, None]
 
 
-def _gated(h, gate):
+def gated(h: Array, gate: Array | None) -> Array:
+    """Scale tokens by a gate of an example, if there is one."""
     return h if gate is None else h * gate[:, None]
 
 

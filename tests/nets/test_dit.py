@@ -9,7 +9,7 @@ from flax import linen as nn
 from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.condition import Signal
-from diffusion_jax.nets.dit import SIZES, Block, BlockShape, _cut, _joined
+from diffusion_jax.nets.dit import SIZES, Block, BlockShape, cut, joined
 from diffusion_jax.nets.network import apply_of, count, initialize
 from tests.nets.tiny import KINDS, build, inputs, started, stirred
 
@@ -90,11 +90,11 @@ def test_a_block_begins_as_the_identity_with_a_gradient_to_its_gates():
     assert jnp.abs(slope["modulation"]["kernel"]).max() > 0 and jnp.abs(slope["to_text"]["out"]["kernel"]).max() > 0
 
 
-def test_patches_are_cut_and_joined_in_reading_order():
+def test_patches_arecut_andjoined_in_reading_order():
     x = normal(2, 6, 9, 4)
-    patches = _cut(x, 3)
+    patches = cut(x, 3)
     np.testing.assert_array_equal(patches[:, 1], x[:, :3, 3:6].reshape(2, -1))
-    np.testing.assert_array_equal(_joined(patches, 2, 3, 3), x)
+    np.testing.assert_array_equal(joined(patches, 2, 3, 3), x)
 
 
 @pytest.mark.parametrize(
