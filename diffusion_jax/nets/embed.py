@@ -1,6 +1,6 @@
 """How a network is told the time: one number becomes waves of many frequencies.
 
-    sinusoidal:   cos(c t w_i), sin(c t w_i),   w_i = period^(-i / n),        i = 0 .. n - 1                   (1)
+    sinusoidal:   cos(c t w_i), sin(c t w_i),   w_i = period^(-i / (n - shift)),   i = 0 .. n - 1              (1)
     positional:   sin(c t w_i), cos(c t w_i),   w_i = period^(-i / (n - 1))                                    (2)
     fourier:      cos(2 pi t w_i), sin(2 pi t w_i),   w_i ~ N(0, scale^2), fixed                               (3)
 
@@ -8,6 +8,7 @@ c is `time_scale`. Networks that were made for steps 0 .. 999 want 1000 for t in
 preconditioning tells them instead of a time. Time stays in float32: bfloat16 would leave 500 distinct times.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -18,11 +19,11 @@ from diffusion_jax.types import Array, Time
 Waves = Callable[[Time, int], Array | None]  # (t (B,), width) -> (B, width), or twice as wide for Eq. (3)
 
 
-def sinusoidal(*, time_scale: float = 1000.0, period: float = 10000.0) -> Waves:
-    """Embed as ADM, DiT and latent diffusion do, Eq. (1)."""
+def sinusoidal(*, time_scale: float = 1000.0, period: float = 10000.0, shift: float = 0.0) -> Waves:
+    """Embed as ADM, DiT and latent diffusion do, Eq. (1); DiT as diffusers has it takes a shift of 1."""
 
     def waves(t, width):
-        angles = _angles(t, time_scale * period ** -(np.arange(width // 2) / (width // 2)))
+        angles = _angles(t, time_scale * _falling(width // 2, shift, period))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
     return waves
@@ -32,7 +33,7 @@ def positional(*, time_scale: float = 1000.0, period: float = 10000.0) -> Waves:
     """Embed as DDPM and DDPM++ do (Vaswani et al. 2017), Eq. (2)."""
 
     def waves(t, width):
-        angles = _angles(t, time_scale * period ** -(np.arange(width // 2) / max(width // 2 - 1, 1)))
+        angles = _angles(t, time_scale * _falling(width // 2, 1, period))
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
     return waves
@@ -52,6 +53,15 @@ def fourier(*, time_scale: float = 1.0, scale: float = 16.0, seed: int = 0) -> W
 def untimed() -> Waves:
     """Tell the network no time, which a denoiser may guess from the image (Sun et al. 2025)."""
     return lambda t, width: None
+
+
+def _falling(count, shift, period):
+    """Return period^(-i / (count - shift)) as the networks that are read have heard it: by an exponent in float32.
+
+    At step 900 of 1000 an exact exponent would move an angle by 1e-4.
+    """
+    exponent = np.float32(-math.log(period)) * np.arange(count, dtype=np.float32) / np.float32(max(count - shift, 1))
+    return np.exp(exponent.astype(np.float64))
 
 
 def _angles(t, frequencies):

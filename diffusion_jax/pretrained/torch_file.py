@@ -162,7 +162,14 @@ def _known_names() -> dict[str, Callable[..., Any] | str]:
             raise TypeError("a tensor of nonsense")
         return _Tensor(storage, offset, shape, strides)
 
+    class Left:
+        """The options of a training script, of which nothing is kept."""
+
+        def __setstate__(self, _):
+            pass
+
     known: dict[str, Callable[..., Any] | str] = {
+        "argparse.Namespace": Left,
         "collections.OrderedDict": OrderedDict,
         "torch._utils._rebuild_tensor": rebuild,
         "torch._utils._rebuild_tensor_v2": rebuild,
