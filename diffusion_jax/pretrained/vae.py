@@ -22,7 +22,7 @@ from diffusion_jax.nets.vae import VAE, vae
 from diffusion_jax.nets.vq import VQ
 from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import Tensors, behind, open_file, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
 
 
@@ -176,7 +176,9 @@ def _own(tensors: Tensors) -> Tensors:
     found = [name.removesuffix(first) for name in tensors.shapes if f".{name}".endswith(f".{first}")]
     if len(found) > 1:
         raise ValueError(f"{tensors.source} holds several autoencoders, behind {', '.join(map(repr, sorted(found)))}.")
-    return behind(tensors, found[0] if found else "")
+    prefix = found[0] if found else ""
+    shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
+    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
 
 
 def _module(tensors, groups, dtype) -> VAE:

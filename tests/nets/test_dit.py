@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import Mesh
 
+from diffusion_jax.devices import AXES
 from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.attention import grid_waves
@@ -107,6 +109,15 @@ def test_one_embedder_for_each_block_is_one_for_all_if_they_are_alike():
         changed = {**alike, "blocks": {**params["blocks"], **deaf}}
         moved = each({**changed, "conditioning": other}, x, t, cond) - each(changed, x, t, cond)
         assert (np.abs(moved).max() > 1e-3) == heard
+
+
+def test_embedders_of_each_block_are_gathered_in_training():
+    module = build("dit", embedders="each")
+    params = initialize(module, jax.random.key(0), inputs("dit"))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    with jax.set_mesh(mesh):
+        slope = jax.eval_shape(jax.grad(lambda params: apply_of(module)(params, *inputs("dit")).sum()), params)
+    assert jax.tree.map(jnp.shape, slope) == jax.tree.map(jnp.shape, params)
 
 
 def test_learned_positions_are_added_to_the_patches_of_their_grid_alone():

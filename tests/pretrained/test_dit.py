@@ -277,16 +277,17 @@ def test_a_guided_step_is_that_of_the_pipeline(name, tmp_path, monkeypatch):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     theirs, ours, world, scale, t, s = peer(tmp_path), load_dit(tmp_path), linear(), 3.0, 300, 200
     x = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+    own = jnp.moveaxis(x, 1, -1)
     label, null, keys = np.array([1, 7]), np.array([10, 10]), jax.random.split(jax.random.key(0), 2)
 
-    fraction = {"variance_type": "learned_range"} if name == "DDPMScheduler" else {"set_alpha_to_one": True}
-    scheduler = getattr(diffusers, name)(1000, clip_sample=False, **fraction)
+    learned = {"variance_type": "learned_range"} if name == "DDPMScheduler" else {}
+    scheduler = getattr(diffusers, name)(1000, clip_sample=False, **learned)
     scheduler.set_timesteps(10)
     assert t in scheduler.timesteps and t - 100 == s
     eps, rest = np.split(answer(theirs, np.concatenate([x, x]), np.full(4, t), np.concatenate([label, null])), 2, 1)
     guided = eps[2:] + scale * (eps[:2] - eps[2:])
-    output = guided if name == "DDIMScheduler" else np.concatenate([guided, rest[:2]], 1)
-    noise = np.moveaxis(np.asarray(normal_like(keys, np.moveaxis(x, 1, -1))), -1, 1)
+    output = np.concatenate([guided, rest[:2]], 1) if learned else guided
+    noise = np.moveaxis(np.asarray(normal_like(keys, own)), -1, 1)
     home = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
     monkeypatch.setattr(home, lambda *args, **kwargs: torch.tensor(noise))
     wanted = scheduler.step(torch.tensor(output), t, torch.tensor(x)).prev_sample.numpy()
@@ -299,7 +300,7 @@ def test_a_guided_step_is_that_of_the_pipeline(name, tmp_path, monkeypatch):
         cond={"label": label},
         null={"label": null},
     )
-    solver = ddim(world.schedule) if name == "DDIMScheduler" else ddpm(world.schedule, variance="learned")
+    solver = ddpm(world.schedule, variance="learned") if learned else ddim(world.schedule)
     now = Interval(jnp.float32(world.time(t)), jnp.float32(world.time(s)), keys)
-    found, _ = solver.step(classifier_free(*pair, scale), np.moveaxis(x, 1, -1), now, ())
+    found, _ = solver.step(classifier_free(*pair, scale), own, now, ())
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), -1, 1), wanted, **CLOSE)
