@@ -30,10 +30,10 @@ def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, in
     `padding` is the number of zeros before and after each axis. Where windows lie side by side, this is one product.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    size = kernel.shape[0]
-    if kernel.shape[:2] == (stride, stride) and padding in ((0, 0), None if stride == 1 else (0, 0)):
-        y = product(cut(x, size), kernel.reshape(-1, kernel.shape[-1]))
-        return y.reshape(x.shape[0], x.shape[1] // size, x.shape[2] // size, -1)
+    unpadded = padding == (0, 0) or (stride == 1 and padding is None)
+    if unpadded and kernel.shape[:2] == (stride, stride):
+        y = product(cut(x, stride), kernel.reshape(-1, kernel.shape[-1]))
+        return y.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, -1)
     wide = min(kernel.shape[2:]) >= NARROW
     if stride == 1 and padding is None and wide and platform() == "cpu":
         return by_products(x, kernel)

@@ -61,6 +61,7 @@ def load_dit_file(path: str | Path, *, heads: int = 0, dtype: str = "float32") -
     """Read a file of DiT's or SiT's authors, or a checkpoint of their training, of which the average is taken.
 
     `heads` are those of the published network of the same width and depth unless they are given: the file does not say.
+    Positions, which the authors did not train, are a parameter of ours.
     """
     tensors = _own(open_file(path))
     config = _config_of(tensors, heads)
@@ -123,9 +124,10 @@ def _own(tensors: Tensors) -> Tensors:
             f"load_dit_file: {tensors.source} has no {_FIRST}, also not behind a prefix. A folder of diffusers is read "
             "by load_dit."
         )
-    if len(found) > 1 and "ema." not in found:
+    found = [prefix for prefix in found if prefix.startswith("ema.")] or found
+    if len(found) > 1:
         raise ValueError(f"{tensors.source} holds several networks, behind {', '.join(map(repr, sorted(found)))}.")
-    return behind(tensors, "ema." if "ema." in found else found[0])
+    return behind(tensors, found[0])
 
 
 def _config_of(tensors, heads):
