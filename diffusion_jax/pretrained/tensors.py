@@ -48,12 +48,12 @@ def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict
     return config
 
 
-def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], folder: str | Path) -> None:
+def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: str | Path) -> None:
     """Refuse a config in which an entry, if it is there, is none of those that are known."""
     for name, values in known.items():
         if name in config and config[name] not in values:
             raise ValueError(
-                f"{folder}: its config.json has {name}={config[name]!r}; known is {' or '.join(map(repr, values))}."
+                f"{source}: its config has {name}={config[name]!r}; known is {' or '.join(map(repr, values))}."
             )
 
 
