@@ -33,9 +33,10 @@ def load_edm(path: str | Path, *, dtype: str = "float32") -> Pretrained:
     if "ema" not in snapshot.built:
         raise ValueError(f"load_edm: {path} holds {', '.join(snapshot.built)}, but no average under the name 'ema'.")
     precond, keywords = snapshot.built["ema"]
+    known = " and ".join(_DEFAULTS)
     kind = keywords.get("model_type", _INNER.get(precond))
-    if kind not in _DEFAULTS:
-        raise ValueError(f"load_edm: {path} is a {precond} of a {kind!r}; known are {' and '.join(_DEFAULTS)}.")
+    if kind not in _DEFAULTS or not {"img_resolution", "img_channels"} <= keywords.keys():
+        raise ValueError(f"load_edm: {path} is a {precond} of a {kind!r}; known are {known}, built by keywords.")
     config = {"precond": precond, **_DEFAULTS[kind], **keywords, "model_type": kind}
     check_known(config, _KNOWN[kind], path)
     module = unet(**keywords_of(config), dtype=dtype)
