@@ -1,6 +1,6 @@
 """How a network is told the time: one number becomes waves of many frequencies.
 
-    sinusoidal:   cos(c t w_i), sin(c t w_i),   w_i = period^(-i / n),        i = 0 .. n - 1                   (1)
+    sinusoidal:   cos(c t w_i), sin(c t w_i),   w_i = period^(-i / (n - shift)),   i = 0 .. n - 1              (1)
     positional:   sin(c t w_i), cos(c t w_i),   w_i = period^(-i / (n - 1))                                    (2)
     fourier:      cos(2 pi t w_i), sin(2 pi t w_i),   w_i ~ N(0, scale^2), fixed                               (3)
 
@@ -19,11 +19,11 @@ from diffusion_jax.types import Array, Time
 Waves = Callable[[Time, int], Array | None]  # (t (B,), width) -> (B, width), or twice as wide for Eq. (3)
 
 
-def sinusoidal(*, time_scale: float = 1000.0, period: float = 10000.0) -> Waves:
-    """Embed as ADM, DiT and latent diffusion do, Eq. (1)."""
+def sinusoidal(*, time_scale: float = 1000.0, period: float = 10000.0, shift: float = 0.0) -> Waves:
+    """Embed as ADM, DiT and latent diffusion do, Eq. (1); DiT as diffusers has it takes a shift of 1."""
 
     def waves(t, width):
-        angles = _angles(t, time_scale, _frequencies(period, width // 2, width // 2))
+        angles = _angles(t, time_scale, _frequencies(period, width // 2, max(width // 2 - shift, 1)))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
     return waves

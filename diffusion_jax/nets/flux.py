@@ -26,7 +26,8 @@ from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Heads, axis_angles
 from diffusion_jax.nets.condition import Conditioning, Signal, Told
-from diffusion_jax.nets.dit import BlockShape, cut, ended, gated, joined, modulated, normalized
+from diffusion_jax.nets.conv import cut
+from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, modulated, normalized
 from diffusion_jax.nets.dropout import Dropout
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, fan_average
