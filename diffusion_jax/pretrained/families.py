@@ -12,7 +12,20 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from diffusion_jax.pretrained import clip, dinov2, hub, single_file, t5, unet, vae, vq
+from diffusion_jax.pretrained import (
+    clip,
+    controlnet,
+    dinov2,
+    dit,
+    flux,
+    hub,
+    sd3,
+    single_file,
+    t5,
+    unet,
+    vae,
+    vq,
+)
 from diffusion_jax.pretrained.parts import INDEX, pipeline_of
 from diffusion_jax.pretrained.rules import Put, Table, called
 from diffusion_jax.pretrained.tensors import CONFIG, read_config
@@ -46,7 +59,7 @@ def load(
     files. Parameters are kept, and networks compute, in `dtype`, and each goes to `put` when it is whole: see
     `rules.Put`.
     """
-    options = {"dtype": dtype, "variant": variant} | ({} if put is None else {"put": put})
+    options = {"dtype": dtype, "variant": variant, "put": put}
     folder = hub.found(path, revision=revision)
     if folder.is_file():
         pipeline = single_file.pipeline_of(folder, dtype=dtype, put=put)
@@ -80,6 +93,11 @@ FAMILIES = {
     "UNet2DModel": Family(unet.load_unet, unet.table_of, unet.UNet2DCall),
     "UNet2DConditionModel": Family(unet.load_unet, unet.table_of, unet.UNetCall),
     "AutoencoderKL": Family(vae.load_vae, vae.table_of, vae.VAECall),
+    "DiTTransformer2DModel": Family(dit.load_dit, dit.table_of, dit.DiTCall),
+    "Transformer2DModel": Family(dit.load_dit, dit.table_of, dit.DiTCall),
+    "SD3Transformer2DModel": Family(sd3.load_sd3, sd3.table_of, sd3.SD3Call),
+    "FluxTransformer2DModel": Family(flux.load_flux, flux.table_of, flux.FluxCall),
+    "ControlNetModel": Family(controlnet.load_controlnet, controlnet.table_of, controlnet.ControlNetCall),
     "VQModel": Family(vq.load_vq, vae.table_of, vq.VQCall),
     "clip": Family(clip.load_clip, clip.table_of, clip.ClipCall, "model"),
     "clip_text_model": Family(clip.load_clip_text, clip.table_of, clip.ClipTextCall, "model"),

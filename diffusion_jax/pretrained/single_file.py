@@ -53,7 +53,7 @@ def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) ->
             openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=xl)
     if not openers:
         raise ValueError(
-            f"load: {path} is not of a whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
+            f"load: {path} is of no whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
             "An autoencoder alone is read by pretrained.vae.load_vae_file, which is told its scale, and anything else "
             "from a folder with a config.json."
         )

@@ -57,6 +57,15 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: str | Path) -> None:
+    """Refuse a config in which an entry, if it is there, is none of those that are known."""
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            raise ValueError(
+                f"{source}: its config has {name}={config[name]!r}; known is {' or '.join(map(repr, values))}."
+            )
+
+
 def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
     """Find the weights of a folder, of a `variant` such as "fp16" if asked, and read their names and shapes."""
     folder = Path(folder).expanduser()

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
-from diffusion_jax.nets.unet import unet
+from diffusion_jax.nets.unet import example_of, unet
 from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import (
     CONV,
@@ -29,7 +28,7 @@ from diffusion_jax.pretrained.rules import (
     load,
     norm,
 )
-from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, check_known, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
@@ -50,15 +49,7 @@ def read_unet(
     """Read the U-Net of a config; `table` has the rules of files that diffusers did not write."""
     config = complete(config, tensors.source)
     module = unet(**keywords_of(config, tensors.source), dtype=dtype)
-    told = module.told  # pyright: ignore[reportAttributeAccessIssue]
-    cond = {
-        "text": jax.ShapeDtypeStruct((1, 1, told.text_width), jnp.float32) if told.text_width else None,
-        "pooled": jax.ShapeDtypeStruct((1, told.pooled_width), jnp.float32) if told.pooled_width else None,
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32) if told.num_classes else None,
-    }
-    side = 2 ** (len(config["block_out_channels"]) - 1)
-    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, side, side, config["in_channels"]), (1,)))
-    example = (x, t, {name: shape for name, shape in cond.items() if shape is not None})
+    example = example_of(module)  # pyright: ignore[reportArgumentType]
     params = load(table or table_of(config), tensors, module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
@@ -147,7 +138,7 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
         "width": first,
         "multipliers": tuple(width // first for width in widths),
         "depth": config["layers_per_block"],
-        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name),
+        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name) or ("middle",),
         "mixer": "transformer" if told else "attention",
         "transformers": _each(config.get("transformer_layers_per_block", 1), count),
         "text_width": config["cross_attention_dim"] if told else 0,
@@ -222,11 +213,7 @@ def _each(value, levels):
 
 def _check(config, folder):
     """Refuse what ours cannot do."""
-    for name, known in _KNOWN[config["_class_name"]].items():
-        if name in config and config[name] not in known:
-            raise ValueError(
-                f"{folder}: its config.json has {name}={config[name]!r}; known is {' or '.join(map(repr, known))}."
-            )
+    check_known(config, _KNOWN[config["_class_name"]], folder)
     if (config["flip_sin_to_cos"], config["freq_shift"]) not in ((True, 0), (False, 1)):
         raise ValueError(
             f"{folder}: its config.json has flip_sin_to_cos={config['flip_sin_to_cos']} with "

@@ -39,9 +39,15 @@ def write(folder: Path, config: dict[str, Any], weights: Any, name: str = "model
 def family(name: str, folder: Path) -> Path:
     """Write a tiny network of a family, as its own library would, or return where one is."""
     models = {"UNet2DModel": "unet2d_ddpm", "UNet2DConditionModel": "unet_sd15", "AutoencoderKL": "vae_sd"}
-    models |= {"clip_text_model": "clip_text", "t5": "t5_encoder"}
+    models |= {"clip_text_model": "clip_text", "t5": "t5_encoder", "ControlNetModel": "controlnet"}
+    models |= {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux_schnell", "DiTTransformer2DModel": "dit"}
     if name in models:
         return REFERENCE / "models" / models[name]
+    if name == "Transformer2DModel":
+        original = REFERENCE / "models" / "dit"
+        config = json.loads((original / "config.json").read_text()) | {"_class_name": name}
+        weights = safetensors.numpy.load_file(original / "diffusion_pytorch_model.safetensors")
+        return write(folder, config, weights, "diffusion_pytorch_model.safetensors")
     if name == "mt5":
         original = REFERENCE / "models" / "t5_encoder"
         config = json.loads((original / "config.json").read_text()) | {
