@@ -165,8 +165,8 @@ def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "flo
     leaves, structure = jax.tree.flatten_with_path(shapes)
     jobs = [(_joined(path), leaf.shape) for path, leaf in leaves]
     sizes = [math.prod(shape) * np.dtype(kept).itemsize for _, shape in jobs]
-    filled = zip(jobs, _ahead(fill, jobs, sizes), strict=True)
-    return jax.tree.unflatten(structure, [give(path, array) for (path, _), array in filled])
+    # Not a comprehension, whose variable would keep an array while the next is read
+    return jax.tree.unflatten(structure, list(map(give, (path for path, _ in jobs), _ahead(fill, jobs, sizes))))
 
 
 def export(table: Table, params: Params) -> dict[str, np.ndarray]:
@@ -254,9 +254,8 @@ def _ahead(call, jobs, sizes):
     with ThreadPoolExecutor(THREADS) as pool:
         for job, size in zip(jobs, sizes, strict=True):
             while waiting and held + size > AHEAD:
-                future, freed = waiting.popleft()
-                held -= freed
-                yield future.result()
+                held -= waiting[0][1]
+                yield waiting.popleft()[0].result()
             waiting.append((pool.submit(call, *job), size))
             held += size
         while waiting:

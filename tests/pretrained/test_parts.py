@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.pretrained import load, safetensors_file
+from diffusion_jax.pretrained.parts import TOKENIZERS
 from tests.pretrained.folders import REFERENCE, family, tiny_clip
 
 NETWORKS = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "clip_text_model"}
@@ -73,3 +74,10 @@ def test_parts_that_are_not_known_are_refused_by_name(folder):
     with pytest.raises(KeyError, match="no part 'unit'; known are .*unet"):
         parts["unit"]
     assert "safety_checker" not in parts and parts.get("unit") is None
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokenizers_are_known_by_their_classes(kind, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"words": ["transformers", kind]}))
+    with pytest.raises(ValueError, match=f"{'t5' if kind.startswith('T5') else 'clip'}_tokenizer: .*words has n"):
+        load(tmp_path).parts["words"]
