@@ -39,18 +39,17 @@ def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) ->
     tensors = open_file(path)
     openers: dict[str, Callable[[], Pretrained]] = {}
     for prefix in _present(tensors, (_UNET, _VAE, *_CLIP, *_OPEN)):
-        own, xl = behind(tensors, prefix), prefix.startswith("conditioner")
+        own = behind(tensors, prefix)
         if prefix == _UNET:
             openers["unet"] = partial(read_ldm_unet, own, dtype, put)
         elif prefix == _VAE:
-            scale = _SCALES[any(name.startswith("conditioner.") for name in tensors.shapes)]
-            openers["vae"] = lambda own=own, scale=scale: called(
-                VAECall, read_vae_file(own, scale=scale, dtype=dtype, put=put)
+            openers["vae"] = partial(
+                read_ldm_vae, own, dtype, put, scale=_SCALES[bool(_present(tensors, ["conditioner."]))]
             )
         elif prefix in _CLIP:
             openers[_CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
         else:
-            openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=xl)
+            openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=prefix.startswith("conditioner"))
     if not openers:
         raise ValueError(
             f"load: {path} is of no whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
@@ -64,6 +63,11 @@ def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
     """Read a U-Net."""
     config = unet_config(tensors)
     return called(UNetCall, read_unet(config, tensors, dtype, table=unet_table(config), put=put))
+
+
+def read_ldm_vae(tensors: Tensors, dtype: str, put: Put = None, *, scale: float) -> Pretrained:
+    """Read an autoencoder."""
+    return called(VAECall, read_vae_file(tensors, scale=scale, dtype=dtype, put=put))
 
 
 def read_openai_text(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
@@ -101,11 +105,8 @@ def unet_config(tensors: Tensors) -> dict[str, Any]:
             levels[-1].append(number)
         else:
             break
-    first, last, told = (
-        "input_blocks.0.0.weight",
-        "out.2.weight",
-        "middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-    )
+    first, last = "input_blocks.0.0.weight", "out.2.weight"
+    told = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     if not all(levels) or any(name not in shapes for name in (first, last, told)):
         raise ValueError(
             f"load: {tensors.source} has no U-Net that is known: one of {', '.join((first, last, told))} and "
@@ -176,8 +177,8 @@ def open_table(config: Mapping[str, Any]) -> Table:
         *norm("ln_final", "norm"),
         Rule("text_projection", "projection/kernel"),
     )
-    harmless = {left: "the last block, of which Stable Diffusion 2 does without", "logit_scale": "the loss's own"}
-    return Table(rules, harmless=harmless | {"text_projection": "where there is none", "attn_mask": "known"})
+    harmless = {left: "the last block, without which version 2 does", "logit_scale": "the loss's own"}
+    return Table(rules, harmless=harmless | {"text_projection": "where nothing is projected", "attn_mask": "causal"})
 
 
 def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:

@@ -60,6 +60,19 @@ def test_u_nets_are_called_by_the_names_of_diffusers(name):
 
 
 @pytest.mark.slow
+def test_what_a_control_network_returns_goes_into_a_u_net_by_its_name():
+    io = np.load(MODELS / "controlnet" / "io.npz")
+    inputs = {key.removeprefix("in/"): io[key] for key in io.files if key.startswith("in/")}
+    for name in ("sample", "controlnet_cond"):
+        inputs[name] = nhwc(inputs[name])
+    down, middle = opened("controlnet")(**inputs)
+    told = [inputs[name] for name in ("sample", "timestep", "encoder_hidden_states")]
+    found = opened("unet_sd15")(*told, down_block_additional_residuals=down, mid_block_additional_residual=middle)
+    known = np.load(MODELS / "controlnet" / "unet_sd15_with_control.npz")["out"]
+    np.testing.assert_allclose(found, nhwc(known), **CLOSE)
+
+
+@pytest.mark.slow
 def test_a_step_may_be_one_number():
     model = opened("unet2d_ddpm")
     x = np.ones((2, 16, 16, 3), np.float32)

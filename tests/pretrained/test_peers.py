@@ -17,6 +17,7 @@ def normal(*shape):
     return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
 
 
+DIT = {"hidden_states": normal(2, 8, 8, 4), "timestep": np.array([3, 800]), "class_labels": np.array([0, 7])}
 # Of each family, the peer's class and what it is given; images are NHWC.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "UNet2DModel": ("diffusers.UNet2DModel", {"sample": normal(2, 16, 24, 3), "timestep": np.array([3, 800])}),
@@ -27,6 +28,38 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
             "timestep": np.array(7),
             "encoder_hidden_states": normal(2, 5, 24),
             "encoder_attention_mask": MASK,
+        },
+    ),
+    "ControlNetModel": (
+        "diffusers.ControlNetModel",
+        {
+            "sample": normal(2, 8, 8, 4),
+            "timestep": np.array(7),
+            "encoder_hidden_states": normal(2, 5, 24),
+            "controlnet_cond": normal(2, 16, 16, 3),
+            "conditioning_scale": 0.7,
+        },
+    ),
+    "DiTTransformer2DModel": ("diffusers.DiTTransformer2DModel", DIT),
+    "Transformer2DModel": ("diffusers.Transformer2DModel", DIT),
+    "SD3Transformer2DModel": (
+        "diffusers.SD3Transformer2DModel",
+        {
+            "hidden_states": normal(2, 8, 12, 4),
+            "encoder_hidden_states": normal(2, 5, 20),
+            "pooled_projections": normal(2, 24),
+            "timestep": np.array([3.0, 800.0], np.float32),
+        },
+    ),
+    "FluxTransformer2DModel": (
+        "diffusers.FluxTransformer2DModel",
+        {
+            "hidden_states": normal(2, 12, 16),
+            "encoder_hidden_states": normal(2, 5, 20),
+            "pooled_projections": normal(2, 24),
+            "timestep": np.array([0.1, 0.8], np.float32),
+            "img_ids": np.stack([np.zeros(12), np.arange(12) // 4, np.arange(12) % 4], -1).astype(np.float32),
+            "txt_ids": np.zeros((5, 3), np.float32),
         },
     ),
     "AutoencoderKL": ("diffusers.AutoencoderKL", {"sample": normal(2, 16, 24, 3)}),
@@ -44,12 +77,19 @@ FIELDS = ("last_hidden_state", "pooler_output", "text_embeds", "image_embeds", "
 
 def theirs_of(torch, value):
     """Return an input as they take it."""
+    if isinstance(value, float):
+        return value
     tensor = torch.tensor(value).long() if value.dtype.kind == "i" else torch.tensor(value)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
 def compare(found, known):
     """Hold what ours returned against theirs, images in their order of axes."""
+    if hasattr(known, "mid_block_res_sample"):
+        (down, middle), theirs = found, (*known.down_block_res_samples, known.mid_block_res_sample)
+        for one, two in zip((*down, middle), theirs, strict=True):
+            np.testing.assert_allclose(np.moveaxis(one, -1, 1), two.detach().numpy(), **CLOSE)
+        return
     if not hasattr(found, "_fields"):
         known = known[0].detach().numpy()
         np.testing.assert_allclose(np.moveaxis(found, -1, 1) if known.ndim == 4 else found, known, **CLOSE)

@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 12 + 6 * 256,
     },
 }
-WORDS = {"vocabulary": 30, "length": 7, "width": 64, "heads": 1, "hidden": 80, "end": 29}
+WORDS: dict[str, Any] = {"vocabulary": 30, "length": 7, "width": 64, "heads": 1, "hidden": 80, "end": 29}
 
 
 @functools.cache
@@ -170,3 +170,22 @@ def test_spellings_are_those_that_diffusers_knows(kind):
     tensors = behind("model.diffusion_model.", export(unet_table(config), params))
     found = theirs.convert_ldm_unet_checkpoint(dict(tensors), config=config)
     same(dict(found), export(table_of(config), params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("projection", [0, 64])
+def test_the_spelling_of_openclip_is_the_one_that_diffusers_knows(projection):
+    theirs, torch = pytest.importorskip("diffusers.loaders.single_file_utils"), pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    params, prefix = reader(3, projection, "gelu"), "conditioner.embedders.1.model."
+    out = behind(prefix, export(open_table({"num_hidden_layers": 3}), params))
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 30,
+        "projection_dim": 64,
+    }
+    model = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**sizes))
+    found = theirs.convert_open_clip_checkpoint(model, {key: torch.tensor(x) for key, x in out.items()}, prefix=prefix)
+    same({name: tensor.numpy() for name, tensor in found.items()}, export(TEXT, params))
