@@ -52,6 +52,15 @@ class Arguments(NamedTuple):
     workdir: Path
 
 
+class ImportArguments(NamedTuple):
+    """Which folder of weights becomes the run of which folder, and how it is read."""
+
+    source: Path
+    workdir: Path
+    dtype: str
+    variant: str
+
+
 class PlanArguments(NamedTuple):
     """Which config is compiled for which devices, and where what was found is kept."""
 
@@ -122,6 +131,20 @@ def read_likelihood(argv: Sequence[str]) -> dict[str, Any]:
     if values.way:
         given["name"] = values.way
     return {"workdir": workdir, "sampling": values.config, **given}
+
+
+def read_import(argv: Sequence[str]) -> ImportArguments:
+    """Read the command line of `import_weights`."""
+    values = flags.FlagValues()
+    for name, default in (("from", None), ("to", None), ("dtype", "float32"), ("variant", "")):
+        flags.DEFINE_string(name, default, name, flag_values=values)
+    _parse(values, ConfigDict(), list(argv))
+    source, workdir = values["from"].value, values["to"].value
+    if not source or not workdir:
+        raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
+    if (Path(workdir) / "config.json").exists():
+        raise ValueError(f"{workdir} holds a run already; give another --to.")
+    return ImportArguments(Path(source), Path(workdir), values["dtype"].value, values["variant"].value)
 
 
 def read_plan(argv: Sequence[str]) -> PlanArguments:

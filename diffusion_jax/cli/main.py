@@ -54,6 +54,7 @@ COMMANDS = {
     "status": "say how the jobs of a launch are",
     "logs": "show what the jobs of a launch said last",
     "stop": "end the jobs of a launch, and give back what they held",
+    "import_weights": "make a run of someone else's model, to sample, measure and train",
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",
     "likelihood": "measure the bits per dimension of a trained model on data",

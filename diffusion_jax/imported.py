@@ -1,0 +1,211 @@
+"""Other people's models as runs of ours: a folder that diffusers wrote becomes the folder of a run at step 0.
+
+    model_index.json             a pipeline: its parts lie in folders beside it
+    config.json                  a network alone, on the path of DDPM
+
+The network's parameters become a checkpoint and everything else entries of the config. An autoencoder and what reads
+prompts are not trained, so they stay where they are: the config has their folder and a hash of their files.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from diffusion_jax import workdir as folders
+from diffusion_jax.config import made_by
+from diffusion_jax.data.source import Info
+from diffusion_jax.experiment import make_model, make_sampler
+from diffusion_jax.naming import lookup
+from diffusion_jax.nets.condition import Told
+from diffusion_jax.pretrained.rules import Pretrained
+from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
+from diffusion_jax.pretrained.tensors import identity, read_config
+from diffusion_jax.pretrained.unet import keywords_of, load_unet
+from diffusion_jax.training.checkpoint import Checkpoints
+from diffusion_jax.training.optimizer import make_optimizer
+from diffusion_jax.training.state import start_state
+from diffusion_jax.types import Params
+
+BASE = Path(__file__).parent.parent / "configs" / "base.py"
+
+
+class Parts(NamedTuple):
+    """What lies in a folder: the kind of pipeline, "" for a network alone, and the folders of its parts."""
+
+    kind: str
+    folders: Mapping[str, Path]
+    labels: Mapping[str, str]  # the names of classes by number, where they are known
+
+
+class Network(NamedTuple):
+    """A network that was read, as data: an entry of the config, and what its inputs are like."""
+
+    spec: dict[str, Any]
+    params: Params
+    told: Told
+    side: int
+    channels: int
+    learned_variance: bool
+    classes: int
+
+
+class Imported(NamedTuple):
+    """A run that is read and not written: its config, what its data are like, and its parameters."""
+
+    config: Any
+    info: Info
+    params: Params
+
+
+def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Imported:
+    """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
+    parts = parts_of(Path(folder).expanduser().resolve())
+    config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
+    beside = lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant)
+    recipe = read_scheduler(parts.folders["scheduler"]) if "scheduler" in parts.folders else plain_recipe()
+    network = _network(parts, dtype, variant)
+    for entry in ("schedule", "pace", "input"):
+        config[entry] = getattr(recipe, entry)
+    config.loss.prediction, config.loss.times = recipe.prediction, recipe.times
+    if network.learned_variance:
+        config.loss = {"name": "hybrid", "steps": recipe.steps, "prediction": recipe.prediction, "vlb_weight": 1e-3}
+    config.network = network.spec
+    config.data = {"name": "array", "path": ""}  # where training data would be
+    config.transforms = ()
+    config.training.optimizer = {"name": "sgd", "momentum": None}  # which keeps nothing beside the parameters
+    config.training.averages = {}
+    config.sampling.update(average="params", steps=30, count=4, batch_size=4)
+    config.sampling.grid, config.sampling.solver, config.sampling.threshold = (
+        recipe.grid, recipe.solver, recipe.threshold,
+    )  # fmt: skip
+    for key, value in beside.items():
+        config[key] = value
+    if config.latent.name != "none":
+        config.sampling.threshold = {"name": "none"}  # of images, which latents are not
+    classes = tuple(parts.labels.get(str(label), str(label)) for label in range(network.classes))
+    if classes:
+        config.cond = (*config.cond, "label")
+    if config.cond:
+        config.sampling.guidance = {"name": "classifier_free", "scale": 4.0 if classes else 7.5}
+    shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
+    info = Info(Path(folder).name, shapes, classes, (-1.0, 1.0) if config.latent.name == "none" else None)
+    _check(config.lock(), info, network, folder)
+    return Imported(config, info, network.params)
+
+
+def write_imported(imported: Imported, workdir: Path) -> None:
+    """Write the folder of a run at step 0, whose one checkpoint has the parameters."""
+    held = folders.open_workdir(workdir, imported.config)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        folders.write_info(workdir, imported.info)
+        folders.note_start(workdir, 0)
+        optimizer, _ = make_optimizer(imported.config.training.optimizer, imported.config.training.rate)
+        key = jax.random.fold_in(jax.random.key(imported.config.seed), 1)
+        state = start_state(imported.params, optimizer, {}, key)
+        about = {"config": folders.plain(imported.config), "versions": folders.versions()}
+        checkpoints.save(state, {"step": 0}, about)
+    finally:
+        checkpoints.close()
+        held.close()
+
+
+def parts_of(folder: Path) -> Parts:
+    """Say what lies in a folder of diffusers."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder} has neither model_index.json nor config.json: it is no folder that diffusers writes. Of a "
+                "pipeline, give the folder that holds `unet` or `transformer`."
+            )
+        return Parts("", {"network": folder}, {})
+    found = json.loads(index.read_text(encoding="utf-8"))
+    places = {name: folder / name for name, kind in found.items() if isinstance(kind, list) and kind[0] is not None}
+    places["network"] = places.get("unet") or places.get("transformer") or folder / "unet"
+    labels = {str(number): name for number, name in (found.get("id2label") or {}).items()}
+    return Parts(found["_class_name"], places, labels)
+
+
+def alone(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of images, or of whatever, without anything beside it."""
+    return {"latent": {"name": "none"}}
+
+
+def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of latents."""
+    folder = parts.folders["vae"]
+    kind = read_config(folder, ("AutoencoderKL", "VQModel"), "latent")["_class_name"]
+    entry = {"name": {"AutoencoderKL": "vae", "VQModel": "vq"}[kind], **_place(folder, variant), "variant": variant}
+    return {"latent": entry}
+
+
+def stable_diffusion(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of latents that is told prompts by CLIP."""
+    encoder = parts.folders["text_encoder"]
+    text = {"name": "clip", "folder": str(encoder.parent), "hash": identity(encoder, variant=variant)}
+    return of_latents(parts, variant) | {"cond": ("text",), "text": {**text, "variant": variant}}
+
+
+def _place(folder, variant):
+    return {"folder": str(folder), "hash": identity(folder, variant=variant)}
+
+
+def _network(parts, dtype, variant) -> Network:
+    folder = parts.folders["network"]
+    kind = read_config(folder, tuple(NETWORKS), "import_weights")["_class_name"]
+    return NETWORKS[kind](folder, dtype, variant)
+
+
+def _unet(folder, dtype, variant) -> Network:
+    read: Pretrained = load_unet(folder, dtype=dtype, variant=variant)
+    spec = {"name": "unet", **keywords_of(read.config, folder), "dtype": dtype}
+    channels, out = spec.pop("channels"), spec.pop("out_channels")
+    for told in ("text_width", "pooled_width"):  # which the config knows from what is told
+        spec.pop(told)
+    learned, classes, side = (
+        _learned(folder, channels, out),
+        spec.pop("num_classes"),
+        read.config.get("sample_size") or 64,
+    )
+    if not isinstance(side, int):
+        raise ValueError(f"{folder}: sample_size is {side}; it must be one number. `sample` takes any size.")
+    return Network(
+        spec, read.params, read.module.told, side, channels, _learned(folder, channels, out), spec.pop("num_classes")
+    )
+
+
+def _learned(folder, channels, out):
+    """Say whether a network puts out a variance beside its prediction, and refuse any other excess."""
+    if out not in (channels, 2 * channels):
+        raise ValueError(
+            f"{folder}: the network makes {out} channels of {channels}; known are as many, or twice as many, where the "
+            "second half is a variance. Networks that are shown more than x, as for inpainting, are not known here."
+        )
+    return out == 2 * channels
+
+
+def _check(config, info, network, folder):
+    """Build what sampling would, and hold what its network is told against that which was read."""
+    model = make_model(config, info)
+    make_sampler(config, model, info)
+    if model.module.told != network.told:
+        raise ValueError(
+            f"{folder}: its network is told {network.told}, and what is beside it tells {model.module.told}: the parts "
+            "are not of one pipeline."
+        )
+
+
+NETWORKS: dict[str, Callable[[Path, str, str], Network]] = {"UNet2DModel": _unet, "UNet2DConditionModel": _unet}
+
+PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
+    "": alone,
+    "DDPMPipeline": alone,
+    "DDIMPipeline": alone,
+    "LDMPipeline": of_latents,
+    "DiTPipeline": of_latents,
+    "StableDiffusionPipeline": stable_diffusion,
+}

@@ -1,0 +1,137 @@
+"""Whole loops of diffusers against ours, on tiny random models: the same folder, the same prompts, the same noise.
+
+A pipeline's folder is imported as `import_weights` does, so that what is compared is all that a person would get:
+tokens, text encoder, network, guidance, grid, solver and decoder. Run it where diffusers and transformers are with
+
+    python -m experiments.parity.pipelines
+
+which prints the largest difference between images, whose values reach 1 and more, after all steps.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.config import changed
+from diffusion_jax.experiment import conditions, diffused_shape, make_sampler, make_sampling
+from diffusion_jax.imported import read_imported, write_imported
+from diffusion_jax.process.forward import prior
+from diffusion_jax.process.noise import example_keys
+from diffusion_jax.trained import Trained, load
+from tests import pipelines
+
+PROMPTS, NEGATIVE, STEPS, SCALE = ["a cat", "two dogs and more words than there is room for"], "bad", 10, 7.5
+
+
+class Case(NamedTuple):
+    """A pipeline, its scheduler with keywords, and how far ours may be from theirs."""
+
+    pipeline: str
+    scheduler: str
+    keywords: dict[str, Any]
+    size: tuple[int, ...] = ()
+    sampling: tuple[tuple[str, Any], ...] = ()
+
+
+LEADING, LINSPACE = ({"timestep_spacing": spacing} for spacing in ("leading", "linspace"))
+ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+CASES = {
+    "ddim": Case("stable_diffusion", "DDIMScheduler", {}),
+    "ddim, not square": Case("stable_diffusion", "DDIMScheduler", {}, (16, 24)),
+    "ddim, trailing": Case("stable_diffusion", "DDIMScheduler", {"timestep_spacing": "trailing"}),
+    "ddim, zero terminal SNR, v": Case("stable_diffusion", "DDIMScheduler", ZERO),
+    "euler, linspace": Case("stable_diffusion", "EulerDiscreteScheduler", LINSPACE),
+    "euler, leading": Case("stable_diffusion", "EulerDiscreteScheduler", LEADING),
+    "dpm-solver++ 2M": Case("stable_diffusion", "DPMSolverMultistepScheduler", LINSPACE),
+    "dpm-solver++ 2M, leading": Case(
+        "stable_diffusion", "DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}
+    ),
+    "unipc": Case("stable_diffusion", "UniPCMultistepScheduler", LINSPACE),
+    "heun": Case("stable_diffusion", "HeunDiscreteScheduler", LINSPACE),
+    "lms": Case("stable_diffusion", "LMSDiscreteScheduler", LEADING),
+}
+
+
+def both(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of ours and of theirs, NHWC; `folder` receives the pipeline and the run."""
+    source = getattr(pipelines, case.pipeline)(folder / "pipeline", case.scheduler, **case.keywords)
+    write_imported(read_imported(source), folder / "run")
+    model = load(folder / "run")
+    asked = {"captions": tuple(PROMPTS), "negative": NEGATIVE, "steps": STEPS, "size": case.size, **dict(case.sampling)}
+    config = model.config.copy_and_resolve_references()
+    config.sampling = changed(config.sampling, asked)
+    model = model._replace(config=config)
+    x, ours = drawn(model)
+    return ours, THEIRS[case.pipeline](source, model, x)
+
+
+def drawn(model: Trained) -> tuple[np.ndarray, np.ndarray]:
+    """Return the noise that the samples of a model begin with, and the samples."""
+    indices, key = jnp.arange(len(PROMPTS)), jax.random.key(model.config.sampling.seed)
+    times = make_sampling(model.config, model.model.schedule).times
+    zeros = jnp.zeros((len(PROMPTS), *diffused_shape(model.config, model.model, model.info)))
+    x = prior(model.model.schedule, example_keys(jax.random.split(key)[0], indices), zeros, times[0])
+    draw = make_sampler(model.config, model.model, model.info)
+    told = conditions(model.config, model.model, np.asarray(indices))
+    return np.asarray(x), np.asarray(draw(model.params, key, indices, told))
+
+
+def stable_diffusion(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
+    """Run their StableDiffusionPipeline from our noise."""
+    import diffusers
+    import torch
+
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.set_timesteps(STEPS)
+    scale = 1.0
+    if float(pipe.scheduler.init_noise_sigma) != 1:  # theirs begins at x / alpha, and multiplies unit noise
+        times = make_sampling(model.config, model.model.schedule).times
+        scale = float(model.model.schedule.alpha(times[0])) * float(pipe.scheduler.init_noise_sigma)
+    height, width = (side * 2 for side in x.shape[1:3])
+    with torch.no_grad():
+        latents = pipe(
+            PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=SCALE,
+            height=height, width=width, latents=_torch(x) / scale, output_type="latent",
+        ).images  # fmt: skip
+        return _numpy(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+
+
+def _torch(x) -> Any:
+    import torch
+
+    return torch.tensor(np.moveaxis(x, -1, 1).copy())
+
+
+def _numpy(x) -> np.ndarray:
+    return np.moveaxis(x.numpy(), 1, -1)
+
+
+THEIRS: dict[str, Callable[[Path, Trained, np.ndarray], np.ndarray]] = {"stable_diffusion": stable_diffusion}
+
+
+def main() -> None:
+    """Print a table; words on the command line choose among the cases."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    print("| loop | largest error | largest value |\n| --- | ---: | ---: |")
+    chosen = {name: case for name, case in CASES.items() if all(word in name for word in sys.argv[1:])}
+    for name, case in chosen.items():
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = both(case, Path(folder))
+        print(f"| {name} | {np.abs(ours - theirs).max():.1e} | {np.abs(theirs).max():.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
