@@ -35,6 +35,7 @@ from diffusion_jax.process.schedules import SCHEDULES
 from diffusion_jax.prompts import Prompts, make_prompts, spoken, told_for
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.solvers.solver import sample
+from diffusion_jax.starts import Start, make_start
 from diffusion_jax.training.ema import AVERAGES, Average
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import TrainState, start_state
@@ -85,6 +86,7 @@ class Training(NamedTuple):
     optimizer: Any
     rate: Callable[[Any], Any]
     averages: dict[str, Average]
+    begin: Start | None  # where its parameters are not drawn at random
 
 
 def make_exact(config: Any) -> Exact:
@@ -154,13 +156,16 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any =
         at_least(part, key, 1, under="training.")
     averages = {name: choose(AVERAGES, spec, f"average '{name}'") for name, spec in part["averages"].items()}
     loss_fn = _entry({"loss": loss}, "loss", LOSSES, model.apply, model.schedule)
-    return Training(model, source, batches, loss_fn, optimizer, rate, averages)
+    return Training(model, source, batches, loss_fn, optimizer, rate, averages, make_start(config["start"]))
 
 
 def start(config: Any, training: Training) -> TrainState:
     """Return the state before the first step."""
+    module, example = training.model.module, _example(training)
+    if training.begin is not None:
+        return _started(config, training, training.begin(shapes_of(module, example)))
     key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
-    return _started(config, training, initialize(training.model.module, key, _example(training)))
+    return _started(config, training, initialize(module, key, example))
 
 
 def state_shapes(config: Any, training: Training) -> TrainState:

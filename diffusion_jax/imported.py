@@ -49,7 +49,6 @@ class Network(NamedTuple):
     side: int
     channels: int
     learned_variance: bool
-    classes: int
 
 
 class Imported(NamedTuple):
@@ -85,7 +84,7 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
         config[key] = value
     if config.latent.name != "none":
         config.sampling.threshold = {"name": "none"}  # of images, which latents are not
-    classes = tuple(parts.labels.get(str(label), str(label)) for label in range(network.classes))
+    classes = tuple(parts.labels.get(str(label), str(label)) for label in range(network.told.num_classes))
     if classes:
         config.cond = (*config.cond, "label")
     if config.cond:
@@ -162,20 +161,20 @@ def _network(parts, dtype, variant) -> Network:
 
 def _unet(folder, dtype, variant) -> Network:
     read: Pretrained = load_unet(folder, dtype=dtype, variant=variant)
-    spec = {"name": "unet", **keywords_of(read.config, folder), "dtype": dtype}
-    channels, out = spec.pop("channels"), spec.pop("out_channels")
-    for told in ("text_width", "pooled_width"):  # which the config knows from what is told
-        spec.pop(told)
-    learned, classes, side = (
-        _learned(folder, channels, out),
-        spec.pop("num_classes"),
-        read.config.get("sample_size") or 64,
-    )
+    config = read.config
+    keywords = keywords_of(config, folder) | {"dtype": dtype}
+    return _described("unet", read, keywords, config.get("sample_size") or 64, folder)
+
+
+def _described(name, read, keywords, side, folder) -> Network:
+    """Return a network as the config knows it: what follows from the data and from what is told is left out."""
     if not isinstance(side, int):
         raise ValueError(f"{folder}: sample_size is {side}; it must be one number. `sample` takes any size.")
-    return Network(
-        spec, read.params, read.module.told, side, channels, _learned(folder, channels, out), spec.pop("num_classes")
-    )
+    spec = {"name": name, **keywords}
+    channels, out = spec.pop("channels"), spec.pop("out_channels")
+    for known in ("text_width", "pooled_width", "num_classes"):
+        spec.pop(known, None)
+    return Network(spec, read.params, read.module.told, side, channels, _learned(folder, channels, out))
 
 
 def _learned(folder, channels, out):

@@ -81,7 +81,7 @@ def words(info: Info) -> Prompts:
     """Take what the transform `words` makes of captions."""
 
     def tokens(captions):
-        length, width = info.shapes["text"]
+        length, width = (int(size or 0) for size in info.shapes["text"])
         pairs = [encoded(caption, length=length, width=width) for caption in captions]
         text, mask = (np.stack(rows) for rows in zip(*pairs, strict=True))
         return ({"text": text} | ({"text_mask": mask} if "text_mask" in info.shapes else {})), [""] * len(captions)

@@ -17,7 +17,18 @@ MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
 BESIDE = {"codecs", "prompts"}  # what a model needs beside its network
-ABOVE = BESIDE | {"assess", "config", "experiment", "plots", "samples", "sides", "trained", "truth", "workdir"}
+ABOVE = BESIDE | {
+    "starts",
+    "assess",
+    "config",
+    "experiment",
+    "plots",
+    "samples",
+    "sides",
+    "trained",
+    "truth",
+    "workdir",
+}
 
 # Who may import whom: a room, or a file of the first level. `types`, `naming`, `files` and `devices` are everybody's;
 # `types` and `devices` load JAX, which data must not.
@@ -40,7 +51,8 @@ MAY_IMPORT = {
     "plots": set(),
     "codecs": EVERY_ROOM,
     "prompts": EVERY_ROOM,
-    "experiment": EVERY_ROOM | BESIDE,
+    "starts": EVERY_ROOM | {"workdir"},
+    "experiment": EVERY_ROOM | BESIDE | {"starts"},
     "config": set(),
     "workdir": set(),
     "trained": EVERY_ROOM | {"config", "experiment", "workdir"},
@@ -50,11 +62,12 @@ MAY_IMPORT = {
     "assess": EVERY_ROOM | {"experiment", "samples", "sides", "trained", "truth", "workdir"},
     "sweep": EVERY_ROOM | {"assess", "trained"},
     "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir"},
+    "encoded": EVERY_ROOM | {"codecs"},
     "imported": EVERY_ROOM | {"config", "experiment", "workdir"},
     "run": EVERY_ROOM | {"assess", "experiment", "plots", "prompts", "samples", "sweep", "trained", "truth", "workdir"},
     "ablation": EVERY_ROOM | ABOVE | {"launch", "sweep"},
     "launch": EVERY_ROOM | {"config", "experiment", "prompts", "workdir"},
-    "cli": EVERY_ROOM | ABOVE | {"bits", "imported", "run", "sweep", "ablation", "launch"},
+    "cli": EVERY_ROOM | ABOVE | {"bits", "encoded", "imported", "run", "sweep", "ablation", "launch"},
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,
 }

@@ -15,19 +15,27 @@ what reads prompts stay in FOLDER, of which the config has the paths and hashes.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from diffusion_jax.cli import arguments
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.nets.network import count
 
+OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": ""}
+
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the folder; return the job that writes the run."""
-    asked = arguments.read_import(argv)
-    imported = read_imported(asked.source, dtype=asked.dtype, variant=asked.variant)
+    asked = arguments.options(argv, OPTIONS)
+    if not asked["from"] or not asked["to"]:
+        raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
+    workdir = Path(asked["to"])
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} holds a run already; give another --to.")
+    imported = read_imported(asked["from"], dtype=asked["dtype"], variant=asked["variant"])
 
     def job():
-        write_imported(imported, asked.workdir)
-        print(f"wrote a run of {count(imported.params) / 1e6:.2f} million parameters to {asked.workdir}")
+        write_imported(imported, workdir)
+        print(f"wrote a run of {count(imported.params) / 1e6:.2f} million parameters to {workdir}")
 
     return job

@@ -50,6 +50,7 @@ def _overview():
 COMMANDS = {
     "plan": "compile a config for a TPU pod that is not here: does it fit, and what can it reach at most?",
     "train": "train a model, or go on with a run that was stopped",
+    "encode": "encode a data set once, to train on its latents",
     "launch": "train on this machine's processes, on a TPU pod, on Kubernetes or on SLURM",
     "status": "say how the jobs of a launch are",
     "logs": "show what the jobs of a launch said last",

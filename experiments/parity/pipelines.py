@@ -11,6 +11,7 @@ which prints the largest difference between images, whose values reach 1 and mor
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +86,7 @@ def drawn(model: Trained) -> tuple[np.ndarray, np.ndarray]:
 
 def stable_diffusion(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
     """Run their StableDiffusionPipeline from our noise."""
-    import diffusers
-    import torch
-
+    diffusers, torch = map(import_module, ("diffusers", "torch"))
     pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler.set_timesteps(STEPS)
@@ -104,10 +103,8 @@ def stable_diffusion(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
         return _numpy(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
 
 
-def _torch(x) -> Any:
-    import torch
-
-    return torch.tensor(np.moveaxis(x, -1, 1).copy())
+def _torch(x):
+    return import_module("torch").tensor(np.moveaxis(x, -1, 1).copy())
 
 
 def _numpy(x) -> np.ndarray:
@@ -119,12 +116,9 @@ THEIRS: dict[str, Callable[[Path, Trained, np.ndarray], np.ndarray]] = {"stable_
 
 def main() -> None:
     """Print a table; words on the command line choose among the cases."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    for library in map(import_module, ("diffusers.utils.logging", "transformers.utils.logging")):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     print("| loop | largest error | largest value |\n| --- | ---: | ---: |")
     chosen = {name: case for name, case in CASES.items() if all(word in name for word in sys.argv[1:])}
     for name, case in chosen.items():
