@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 RUN = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # notebooks without a browser
 DATA = ["tensorflow-datasets>=4.9.8", "array_record>=0.7", "importlib_resources"]
-TPU = ["libtpu"]  # for `plan`, the compiler, which needs no TPU
+TPU = ["jax[tpu]"]  # for `plan`, which needs no TPU: the compiler of the release that fits this jax; others crash
 
 EXTRAS = {
     "tfds": DATA,

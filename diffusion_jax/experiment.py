@@ -333,8 +333,9 @@ def _told(entries, shapes):
 def _check_heard(entries):
     """Refuse to tell what no network hears."""
     for name in entries:
-        if name not in ENTRIES or name == "dropout":
+        if name not in ENTRIES or name in ("dropout", "control"):
             words = " Add the transform 'words' and say ('text', 'text_mask')." if name == "caption" else ""
+            words = " Add the transform 'hint' of it and say 'hint'." if name in ("edges", "mask") else words
             raise ValueError(f"config.cond has '{name}', which no network hears.{words}{suggestion(name, ENTRIES)}")
 
 

@@ -119,6 +119,7 @@ def test_captions_take_turns():
         (("caption",), "Add the transform 'words'"),
         (("lable",), "Did you mean 'label'"),
         (("dropout",), "no network hears"),
+        (("edges",), "no network hears. Add the transform 'hint' of it and say 'hint'"),
     ],
 )
 def test_conditions_that_no_network_hears_are_refused(cond, message):

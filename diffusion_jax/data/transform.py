@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.data.source import Example, Info
 
-IMAGES = ("x", "mask", "edges")
+IMAGES = ("x", "mask", "edges", "hint")
 
 
 class Transform(NamedTuple):

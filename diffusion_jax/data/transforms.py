@@ -130,6 +130,25 @@ def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
     return Transform("drop_caption", info, apply, random=True)
 
 
+def hint(info: Info, *, of: str = "edges", channels: int = 3) -> Transform:
+    """Copy an image, `edges`, `mask` or `x` itself, into the entry `hint`, in [0, 1].
+
+    An image of one channel is repeated to `channels`.
+    """
+    lookup(dict.fromkeys(IMAGES), of, "image of a hint")
+    check_entry(info, of, "hint")
+    height, width, found = info.shapes[of]
+    if found not in (1, channels):
+        raise ValueError(f"hint: '{of}' has {found} channels; they must be 1, or the {channels} that are asked for.")
+    if info.range != (-1.0, 1.0):
+        raise ValueError(f"hint: images of '{info.name}' are not in [-1, 1]; put to_unit before.")
+
+    def apply(example, draw):
+        return example | {"hint": np.repeat((example[of] + np.float32(1)) / np.float32(2), channels // found, -1)}
+
+    return Transform("hint", info._replace(shapes={**info.shapes, "hint": (height, width, channels)}), apply)
+
+
 def keep(info: Info, *, entries: Sequence[str]) -> Transform:
     """Leave every entry out but these."""
     for entry in entries:
@@ -205,6 +224,7 @@ TRANSFORMS = {
     "drop_caption": drop_caption,
     "augment": augment,
     "words": words,
+    "hint": hint,
     "keep": keep,
     "condition": condition,
 }

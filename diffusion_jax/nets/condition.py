@@ -6,14 +6,17 @@
     augment (B, A)        one dense layer without bias: how the image was augmented (Karras et al. 2022), or zeros
     text (B, L, D)        tokens to attend to; `text_mask` (B, L) says which of them exist
     dropout (B,)          typed PRNG keys, one per example: dropout is on if and only if they are there
+    hint (B, nH, nW, C)   an image that a control network reads, see `controlnet.py`
+    control               what control networks answered: an array for each of a U-Net's skips, and one for its middle
 
 The first four are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
 missing one: neither is ever ignored silently.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -26,16 +29,18 @@ from diffusion_jax.nets.initial import Scheme, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.types import Array, Time
 
-ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "dropout")
+ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "dropout", "hint", "control")
 
 
 class Told(NamedTuple):
-    """The widths of what a network can be told; 0 means that it cannot."""
+    """The widths of what a network can be told; 0 means that it cannot. `control` is 1 where it can be steered."""
 
     num_classes: int = 0
     text_width: int = 0
     pooled_width: int = 0
     augment_width: int = 0
+    hint_channels: int = 0
+    control: int = 0
 
 
 class Signal(NamedTuple):
@@ -95,29 +100,71 @@ def make_told(network: str, num_classes: int, text_width: int, pooled_width: int
 
 def keyword_of(entry: str) -> str | None:
     """Name the keyword by which a network is built to hear an entry, or None for one that needs none."""
-    keywords = {"label": "num_classes", "text": "text_width", "pooled": "pooled_width", "augment": "augment_width"}
-    return keywords.get(entry)
+    return _KEYWORDS.get(entry)
+
+
+def spoken(told: Told) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the `cond` of one example with what a network must hear, but a hint, by shape and dtype."""
+    shapes = {
+        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+        "text": jax.ShapeDtypeStruct((1, 1, told.text_width), jnp.float32),
+        "pooled": jax.ShapeDtypeStruct((1, told.pooled_width), jnp.float32),
+    }
+    return {name: shape for name, shape in shapes.items() if getattr(told, _KEYWORDS[name])}
 
 
 def check_condition(told: Told, cond: dict, batch: int) -> None:
-    """Refuse a `cond` that the network cannot hear, or that says less than it must hear."""
+    """Refuse a `cond` that the network cannot hear, or that says less than it must hear.
+
+    How large images must be is not known here: see `check_hint` and `steered`.
+    """
     for name in cond:
         if name not in ENTRIES:
             raise ValueError(f"cond has an entry '{name}'.{suggestion(name, ENTRIES)} Known: {', '.join(ENTRIES)}.")
-    wants = {"label": told.num_classes, "text": told.text_width, "pooled": told.pooled_width}
-    for name, width in {**wants, "augment": told.augment_width}.items():
+    for name, keyword in _KEYWORDS.items():
+        width = getattr(told, keyword)
         if name in cond and not width:
+            whose = " It is for a control network beside it: see nets/controlnet.py." if name == "hint" else ""
             raise ValueError(
-                f"cond has '{name}', but the network was built without it ({keyword_of(name)}=0) and would ignore it. "
-                f"Build it with {keyword_of(name)}, or leave '{name}' out."
+                f"cond has '{name}', but the network was built without it ({keyword}=0) and would ignore it. "
+                f"Build it with {keyword}, or leave '{name}' out.{whose}"
             )
-    for name, width in wants.items():
-        if width and name not in cond:
+        if width and name not in cond and name != "augment":
             null = f"; the null label is {width}" if name == "label" else ""
-            raise ValueError(f"the network was built with {keyword_of(name)}={width}, so cond needs '{name}'{null}.")
+            raise ValueError(f"the network was built with {keyword}={width}, so cond needs '{name}'{null}.")
+    if "control" in cond and not told.control:
+        raise ValueError("cond has 'control', which only a U-Net hears, and this network is none; leave it out.")
     if "text_mask" in cond and "text" not in cond:
         raise ValueError("cond has 'text_mask' but no 'text'.")
     _check_shapes(told, cond, batch)
+
+
+def check_hint(hint: Array, x: Array, channels: int, factor: int) -> None:
+    """Refuse a hint that is not `channels` numbers for each pixel of an image `factor` times as large as x."""
+    batch, height, width, _ = x.shape
+    wanted = (batch, factor * height, factor * width, channels)
+    if hint.shape != wanted:
+        raise ValueError(
+            f"cond['hint'] has shape {hint.shape}; for x of shape {x.shape} it must be {wanted}: the control network "
+            f"halves it until {factor} by {factor} pixels of it are one of x."
+        )
+
+
+def steered(kept: Sequence[Array], control: Sequence[Array]) -> list[Array]:
+    """Add what control networks answered to what a U-Net keeps; where it is one pixel, to all pixels alike."""
+    if not isinstance(control, tuple | list) or len(control) != len(kept):
+        given = f"{len(control)} arrays" if isinstance(control, tuple | list) else "one array"
+        raise ValueError(
+            f"cond['control'] is {given}; this U-Net takes a tuple of {len(kept)}: one for each of the "
+            f"{len(kept) - 1} features that it keeps on the way down, in their order, and one for the middle."
+        )
+    for place, (h, more) in enumerate(zip(kept, control, strict=True)):
+        if more.shape not in (h.shape, (h.shape[0], 1, 1, h.shape[-1])):
+            raise ValueError(
+                f"cond['control'][{place}] has shape {more.shape}; it must be {h.shape}. A control network steers the "
+                "U-Net that it was cloned from, and others of its sizes."
+            )
+    return [h + more.astype(h.dtype) for h, more in zip(kept, control, strict=True)]
 
 
 def _check_shapes(told, cond, batch):
@@ -131,7 +178,7 @@ def _check_shapes(told, cond, batch):
         "dropout": (batch,),
     }
     for name, value in cond.items():
-        if value.shape != wanted[name]:
+        if name in wanted and value.shape != wanted[name]:
             hint = " Dropout keys are typed: jax.random.key, not PRNGKey." if name == "dropout" else ""
             raise ValueError(f"cond['{name}'] has shape {value.shape}; it must be {wanted[name]}.{hint}")
     label = cond.get("label")
@@ -147,3 +194,12 @@ def _check_shapes(told, cond, batch):
             f"cond['label'] is {label}; labels run from 0 to {told.num_classes - 1}, and {told.num_classes} is the "
             "null label."
         )
+
+
+_KEYWORDS = {
+    "label": "num_classes",
+    "text": "text_width",
+    "pooled": "pooled_width",
+    "augment": "augment_width",
+    "hint": "hint_channels",
+}

@@ -16,6 +16,7 @@ way up; with "level", only the last of each level.
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -24,7 +25,7 @@ from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.activation import ACTIVATIONS
 from diffusion_jax.nets.blocks import BLOCKS, MIXERS, TELLS, Style
-from diffusion_jax.nets.condition import Conditioning, Told, make_told
+from diffusion_jax.nets.condition import Conditioning, Told, make_told, spoken, steered
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import SCHEMES, ZERO
 from diffusion_jax.nets.linear import Conv
@@ -81,9 +82,9 @@ def unet(
 ) -> nn.Module:
     """Build a U-Net for images (B, H, W, channels) with levels of `width` times `multipliers` channels.
 
-    `attention` lists the sizes, of images of `image_size`, at which pixels attend; they do in the middle if in any.
-    `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is a number of layers, or one for
-    each level; `groups` have `group_width` channels or more.
+    `attention` lists the sizes, of images of `image_size`, at which pixels attend; in the middle they do if anywhere,
+    and with ("middle",) only there. `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is
+    a number of layers, or one for each level; `groups` have `group_width` channels or more.
     """
     out_channels = channels if out_channels is None else out_channels
     checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
@@ -101,15 +102,14 @@ def unet(
         block=lookup(BLOCKS, block, "block"), mixer=_mixer(mixer, text_width, attention), style=style, skips=skips,
         resampler=_resampler(resample, image_skip), waves=choose(TIME_EMBEDDINGS, time, "time"), image_skip=image_skip,
         decoder_attention=decoder_attention, dtype=checks.dtype_of("unet", dtype), remat=lookup(REMATS, remat, "remat"),
-        told=make_told("unet", num_classes, text_width, pooled_width, augment_width),
+        told=make_told("unet", num_classes, text_width, pooled_width, augment_width)._replace(control=1),
     )  # fmt: skip
 
 
-class UNet(nn.Module):
-    """The network of `unet`."""
+class Descent(nn.Module):
+    """The way down and what is at its bottom: of a U-Net, and of what is cloned from one."""
 
     channels: int
-    out_channels: int
     width: int
     levels: tuple[Level, ...]
     middle: Level
@@ -119,36 +119,29 @@ class UNet(nn.Module):
     resampler: Inside | Between
     skips: str
     image_skip: str
-    decoder_attention: str
     style: Style
     waves: Waves
     told: Told
     dtype: Any
     remat: Any
 
-    @nn.compact
-    def __call__(self, x: Array, t: Time, cond: Any = None) -> Array:
+    def signal(self, x, t, cond):
+        """Refuse what the network cannot hear; return the signal for its blocks."""
         checks.images("unet", x, self.channels, 2 ** (len(self.levels) - 1))
-        style = self.style
-        signal = Conditioning(
-            self.told, self.waves, self.width, 4 * self.width, style.initial, self.dtype, name="conditioning"
+        return Conditioning(
+            self.told, self.waves, self.width, 4 * self.width, self.style.initial, self.dtype, name="conditioning"
         )(t, cond)
-        h, kept = self.descend(x.astype(self.dtype), signal)
-        if self.skips == "every":
-            h = self.mapped("middle_block_0", h, signal, h.shape[-1])
-            h = self.mixed("middle_mixer", h, signal, self.middle)
-            h = self.mapped("middle_block_1", h, signal, h.shape[-1])
-        h = self.ascend(h, kept, signal)
-        if self.block.preactivated:
-            h = style.activation(style.norm(name="last_norm")(h))
-        last = Conv(self.out_channels, kernel=3 if self.block.preactivated else 1, initial=ZERO, name="last")
-        return last(h).astype(jnp.float32)
 
-    def descend(self, image, signal):
-        """Go down all levels; return what arrives at the bottom and what is kept for the way up."""
+    def descend(self, image, signal, hint=None):
+        """Go down all levels; return what arrives at the bottom and what is kept for the way up.
+
+        `hint` joins behind the first convolution.
+        """
         h, kept, every = image, [], self.skips == "every"
         if self.block.preactivated or every:
             h = Conv(self.width, initial=self.style.initial, name="first")(h)
+        if hint is not None:
+            h = h + hint
         if every:
             kept.append(h)
         for index, level in enumerate(self.levels):
@@ -163,21 +156,15 @@ class UNet(nn.Module):
                     kept.append(h)
         return h, kept
 
-    def ascend(self, h, kept, signal):
-        """Go up all levels, each block met by what was kept."""
-        every = self.skips == "every"
-        for index, level in reversed(list(enumerate(self.levels))):
-            bottom = level is self.levels[-1]
-            if not bottom:
-                h = self.doubled(index, h, signal)
-            places = self.depth + 1 if every else self.depth * (not bottom)
-            for place in range(places):
-                if every or place == 0:
-                    h = jnp.concatenate([h, kept.pop()], -1)
-                h = self.mapped(f"up_{index}_block_{place}", h, signal, level.width)
-                if self.decoder_attention == "every" or place == places - 1:
-                    h = self.mixed(f"up_{index}_mixer_{place}", h, signal, level)
-        return h
+    def bottom(self, h, signal, blocks=2):
+        """Apply the blocks of the middle: two with attention between them, or the first alone."""
+        if self.skips == "level":
+            return h
+        h = self.mapped("middle_block_0", h, signal, h.shape[-1])
+        if blocks == 1:
+            return h
+        h = self.mixed("middle_mixer", h, signal, self.middle)
+        return self.mapped("middle_block_1", h, signal, h.shape[-1])
 
     def mapped(self, name, h, signal, width, resample=None):
         """Apply a block."""
@@ -201,12 +188,55 @@ class UNet(nn.Module):
             h = image = (h + self.resampler.down(beside)) * style.skip_scale
         return h, image
 
+
+class UNet(Descent):
+    """The network of `unet`."""
+
+    out_channels: int
+    decoder_attention: str
+
+    @nn.compact
+    def __call__(self, x: Array, t: Time, cond: Any = None) -> Array:
+        style, signal = self.style, self.signal(x, t, cond)
+        h, kept = self.descend(x.astype(self.dtype), signal)
+        h = self.bottom(h, signal)
+        if cond and "control" in cond:
+            *kept, h = steered([*kept, h], cond["control"])
+        h = self.ascend(h, kept, signal)
+        if self.block.preactivated:
+            h = style.activation(style.norm(name="last_norm")(h))
+        last = Conv(self.out_channels, kernel=3 if self.block.preactivated else 1, initial=ZERO, name="last")
+        return last(h).astype(jnp.float32)
+
+    def ascend(self, h, kept, signal):
+        """Go up all levels, each block met by what was kept."""
+        every = self.skips == "every"
+        for index, level in reversed(list(enumerate(self.levels))):
+            bottom = level is self.levels[-1]
+            if not bottom:
+                h = self.doubled(index, h, signal)
+            places = self.depth + 1 if every else self.depth * (not bottom)
+            for place in range(places):
+                if every or place == 0:
+                    h = jnp.concatenate([h, kept.pop()], -1)
+                h = self.mapped(f"up_{index}_block_{place}", h, signal, level.width)
+                if self.decoder_attention == "every" or place == places - 1:
+                    h = self.mixed(f"up_{index}_mixer_{place}", h, signal, level)
+        return h
+
     def doubled(self, index, h, signal):
         """Go up to level `index`."""
         width, name = h.shape[-1], f"up_{index}_resample"
         if isinstance(self.resampler, Between):
             return self.resampler.up(width, self.levels[index].width, self.style.initial, name)(h)
         return self.mapped(name, h, signal, width, self.resampler.up)
+
+
+def example_of(module: Descent) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the smallest (x, t, cond) that a network of this family hears, by shape and dtype, but for a hint."""
+    side = 2 ** (len(module.levels) - 1)
+    x = jax.ShapeDtypeStruct((1, side, side, module.channels), jnp.float32)
+    return x, jax.ShapeDtypeStruct((1,), jnp.float32), spoken(module.told)
 
 
 def _widths(width, multipliers):
@@ -227,7 +257,7 @@ def _levels(image_size, widths, attention, heads, transformers):
         )
     sizes = [image_size // 2**index for index in range(len(widths))]
     for size in attention:
-        if size not in sizes:
+        if size not in (*sizes, "middle"):
             raise ValueError(f"unet: attention at size {size}, but the levels of a {image_size} image are {sizes}.")
     layers = [transformers] * len(widths) if isinstance(transformers, int) else list(transformers)
     if len(layers) != len(widths):

@@ -32,7 +32,8 @@ def levels(
 
 def activation_of(config: Mapping[str, Any]) -> str:
     """Return the name that we have for a config's activation."""
-    return {"swish": "silu"}.get(config["act_fn"], config["act_fn"])
+    name: str = config["act_fn"]
+    return {"swish": "silu"}.get(name, name)
 
 
 def residual(theirs: str, ours: str, shortcut: str = "conv_shortcut") -> list[Rule]:

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS
-from diffusion_jax.nets.unet import unet
+from diffusion_jax.nets.unet import example_of, unet
 from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
@@ -27,19 +26,9 @@ def load_unet(folder: str | Path, *, dtype: str = "float32", variant: str = "") 
     It is called as `apply(params, x, t, cond)`: x is NHWC, t the number of the step it was trained on, and `cond` has
     what the model is told: `text` (B, L, D), `label` (B,), and as `pooled` what `micro` makes of SDXL's.
     """
-    found = read_config(folder, KINDS, "load_unet")
-    config = _DEFAULTS[found["_class_name"]] | found
-    _check(config, folder)
+    config = complete(read_config(folder, KINDS, "load_unet"), folder)
     module = unet(**keywords_of(config, folder), dtype=dtype)
-    told = module.told  # pyright: ignore[reportAttributeAccessIssue]
-    cond = {
-        "text": jax.ShapeDtypeStruct((1, 1, told.text_width), jnp.float32) if told.text_width else None,
-        "pooled": jax.ShapeDtypeStruct((1, told.pooled_width), jnp.float32) if told.pooled_width else None,
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32) if told.num_classes else None,
-    }
-    side = 2 ** (len(config["block_out_channels"]) - 1)
-    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, side, side, config["in_channels"]), (1,)))
-    example = (x, t, {name: shape for name, shape in cond.items() if shape is not None})
+    example = example_of(module)  # pyright: ignore[reportArgumentType]
     params = load(table_of(config), open_tensors(folder, variant=variant), module, example, dtype=dtype)
     return Pretrained(module, params, config)
 
@@ -51,6 +40,13 @@ def micro(text: Any, numbers: Any, *, width: int = 256) -> Any:
     """
     waves = TIME_EMBEDDINGS["sinusoidal"](time_scale=1.0)(numbers.reshape(-1), width)
     return jnp.concatenate([text, waves.reshape(numbers.shape[0], -1)], -1)
+
+
+def complete(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return a config with the values that go without saying; refuse one that asks for what ours cannot do."""
+    config = _DEFAULTS[config["_class_name"]] | dict(config)
+    _check(config, folder)
+    return config
 
 
 def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
@@ -76,7 +72,7 @@ def keywords_of(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
         "width": first,
         "multipliers": tuple(width // first for width in widths),
         "depth": config["layers_per_block"],
-        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name),
+        "attention": tuple(2 ** (count - 1 - level) for level, name in enumerate(attends) if name) or ("middle",),
         "mixer": "transformer" if told else "attention",
         "transformers": _each(config.get("transformer_layers_per_block", 1), count),
         "text_width": config["cross_attention_dim"] if told else 0,

@@ -1,6 +1,6 @@
 """Optimizers, their learning rates, and what stands before and after them; all of it optax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,19 +12,20 @@ Rate = Callable[[Any], Any]  # optax's schedule: the number of steps taken -> le
 
 
 def make_optimizer(
-    optimizer: Any, rate: Any, *, clip: float | None = None
+    optimizer: Any, rate: Any, *, clip: float | None = None, held: Sequence[str] = ()
 ) -> tuple[optax.GradientTransformation, Rate]:
     """Return the optimizer that a config names, with its learning rate, and the rate on its own, to be logged.
 
-    `clip` bounds the norm of the whole gradient.
+    `clip` bounds the norm of the whole gradient. `held` names the entries of the parameters that stay as they are,
+    such as "network" beside what is trained for it: they are not decayed, and no moments of them are kept.
     """
     schedule = choose(RATES, rate, "rate")
     chosen = choose(OPTIMIZERS, optimizer, "optimizer", schedule)
-    if clip is None:
-        return chosen, schedule
-    if not clip > 0:
-        raise ValueError(f"clip is {clip}; it must be greater than 0, or None for no clipping.")
-    return optax.chain(optax.clip_by_global_norm(clip), chosen), schedule
+    if clip is not None:
+        if not clip > 0:
+            raise ValueError(f"clip is {clip}; it must be greater than 0, or None for no clipping.")
+        chosen = optax.chain(optax.clip_by_global_norm(clip), chosen)
+    return _holding(chosen, held) if held else chosen, schedule
 
 
 def adam(rate: Rate, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
@@ -100,6 +101,18 @@ def inverse_sqrt(*, peak: float, reference: int, warmup: int = 0) -> Rate:
         return fallen * jax.numpy.minimum(count / warmup, 1) if warmup else fallen
 
     return rate
+
+
+def _holding(optimizer, held):
+    """Let an optimizer see all but the entries that are held."""
+
+    def parts(params):
+        for name in held:
+            if name not in params:
+                raise ValueError(f"held names '{name}', but the parameters have {', '.join(params)} alone.")
+        return {name: "held" if name in held else "trained" for name in params}
+
+    return optax.partition({"trained": optimizer, "held": optax.set_to_zero()}, parts)
 
 
 def _as_matrices(params):

@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_jax.data.array import from_arrays
 from diffusion_jax.data.pipeline import make_pipeline
+from diffusion_jax.data.shapes import shapes
 from diffusion_jax.data.source import BYTES, Info
 from diffusion_jax.data.transforms import TRANSFORMS, make_transforms
 from diffusion_jax.naming import choose
@@ -23,9 +24,12 @@ SPECS = {
     "drop_caption": {},
     "augment": {},
     "words": {},
+    "hint": {},
     "keep": {"entries": ("x", "label")},
     "condition": {"entries": ("label", "caption")},
 }
+
+IN_UNIT = ("augment", "hint")  # they come after to_unit
 
 
 def picture(seed=0, height=40, width=30):
@@ -36,7 +40,7 @@ def picture(seed=0, height=40, width=30):
 
 
 def made(name, info=INFO, **keywords):
-    if name == "augment":
+    if name in IN_UNIT:
         info = info._replace(range=(-1.0, 1.0))
     return choose(TRANSFORMS, {"name": name, **SPECS[name], **keywords}, "transform", info)
 
@@ -53,7 +57,7 @@ def test_a_transform_tells_the_truth_of_what_comes_out(name):
     out = transform.apply(given, draws())
     flat = {entry: value for entry, value in out.items() if entry != "cond"} | out.get("cond", {})
     assert {entry: np.shape(value) for entry, value in flat.items()} == transform.info.shapes
-    if transform.info.range == (-1.0, 1.0) and name != "augment":
+    if transform.info.range == (-1.0, 1.0) and name not in IN_UNIT:
         assert out["x"].dtype == np.float32
     for entry, value in before.items():  # the source's own arrays are left alone
         np.testing.assert_array_equal(given[entry], value)
@@ -114,6 +118,16 @@ def test_a_random_adm_crop_sees_at_least_its_share():
     seen = (rows[:, 20] - rows[:, 3]) / 17 * 24 / 60  # away from the ends, where filters see the border
     assert seen.min() > 0.75 and seen.max() < 1.05 and seen.max() - seen.min() > 0.1
     assert rows[:, 3].min() < 9 and rows[:, 20].max() > 51
+
+
+def test_edges_reach_the_network_as_a_hint_that_goes_with_its_image():
+    specs = ["to_unit", {"name": "hint", "channels": 2}, "flip", {"name": "condition", "entries": ("hint",)}]
+    batch = make_pipeline(shapes(entries=("x", "edges")), specs, batch_size=8)[0]
+    hint = batch["cond"]["hint"]
+    assert hint.shape == (8, 16, 16, 2) and set(np.unique(hint)) == {0.0, 1.0} and hint.dtype == np.float32
+    np.testing.assert_array_equal(hint, np.repeat(batch["edges"] + 1, 2, -1) / 2)
+    unit = made("to_unit").apply(picture(), draws())
+    np.testing.assert_array_equal(made("hint", of="x").apply(unit, draws())["hint"], (unit["x"] + 1) / 2)
 
 
 def test_flipping_twice_is_nothing():
@@ -179,6 +193,10 @@ def test_a_row_of_transforms_knows_each_others_results():
         (lambda: made("drop_label", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'label', only x"),
         (lambda: made("drop_label", INFO._replace(classes=())), "how many classes"),
         (lambda: made("drop_caption", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'caption'"),
+        (lambda: made("hint", of="edge"), "unknown image of a hint 'edge'. Did you mean 'edges'"),
+        (lambda: made("hint", INFO._replace(shapes={"x": (2, 2, 3)})), "have no 'edges'"),
+        (lambda: made("hint", of="x", channels=4), "'x' has 3 channels"),
+        (lambda: choose(TRANSFORMS, "hint", "transform", INFO), "put to_unit before"),
         (lambda: made("keep", entries=("x", "lable")), "have no 'lable'"),
         (lambda: made("to_unit", INFO._replace(range=None)), "is no image in uint8"),
         (lambda: choose(TRANSFORMS, "flop", "transform", INFO), "Did you mean 'flip'"),

@@ -104,6 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "deeper": {"layers_per_block": 2, "block_out_channels": [16, 16, 32], "attention_head_dim": 2}
     | {way + "_block_types": 3 * [f"CrossAttn{way.title()}Block2D"] for way in ("down", "up")},
+    "middle": {way + "_block_types": 2 * [f"{way.title()}Block2D"] for way in ("down", "up")},
     "shifted": {"resnet_time_scale_shift": "scale_shift", "norm_eps": 1e-6, "num_class_embeds": 7},
 }
 

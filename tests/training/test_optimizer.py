@@ -39,6 +39,19 @@ def test_weight_decay_reaches_what_it_is_meant_for(decayed):
     np.testing.assert_allclose(updates["bias"], -0.05 if decayed == "all" else 0, rtol=1e-6)
 
 
+def test_what_is_held_stays_and_costs_no_moments():
+    params = {"network": {"kernel": jnp.ones((2, 3))}, "control": {"kernel": jnp.ones((3, 4))}}
+    spec = {"name": "adamw", "weight_decay": 0.5}
+    optimizer, _ = make_optimizer(spec, {"name": "constant", "peak": 0.1}, clip=1.0, held=("network",))
+    state = optimizer.init(params)
+    updates: Any = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)[0]
+    np.testing.assert_array_equal(updates["network"]["kernel"], 0)
+    assert (updates["control"]["kernel"] < -0.1).all()
+    assert {leaf.shape for leaf in jax.tree.leaves(state)} == {(), (3, 4)}
+    with pytest.raises(ValueError, match="held names 'netwrok', but the parameters have network, control alone"):
+        make_optimizer(spec, {"name": "constant", "peak": 0.1}, held=("netwrok",))[0].init(params)
+
+
 def test_clipping_bounds_the_norm_of_all_and_keeps_the_direction():
     gradient = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(3, -4.0)}
     norm = (4 * 9 + 3 * 16) ** 0.5
