@@ -30,6 +30,7 @@ from diffusion_jax.prompts import PROMPTS, make_prompts, told_for
 from diffusion_jax.samples import check_sampling
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.trained import load
+from experiments.parity import pipelines as parity
 from tests import pipelines
 from tests.pretrained.folders import stored, write
 
@@ -210,3 +211,12 @@ def test_every_scheduler_is_a_path_a_grid_and_a_solver_of_ours(tmp_path, name):
         choose(SOLVERS, recipe.solver, "solver", schedule)
         choose(INPUTS, recipe.input, "input", None, schedule)
         choose(THRESHOLDS, recipe.threshold, "threshold", None, schedule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(parity.CASES))
+def test_a_whole_loop_is_that_of_diffusers(tmp_path, name):
+    pytest.importorskip("diffusers")
+    ours, theirs = parity.both(parity.CASES[name], tmp_path)
+    assert np.abs(theirs).max() > 0.3
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -26,12 +26,12 @@ from diffusion_jax.data import make_source
 from diffusion_jax.encoded import Encoding, encode, images
 from diffusion_jax.workdir import plain, read_config
 
-OPTIONS = {"workdir": "", "latent": "", "data": "", "side": 0, "out": "", "mirrored": False, "batch_size": 16}
+_OPTIONS = {"workdir": "", "latent": "", "data": "", "side": 0, "out": "", "mirrored": False, "batch_size": 16}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and find the data; return the job."""
-    asked = arguments.options(argv, OPTIONS)
+    asked = arguments.options(argv, _OPTIONS)
     for name in ("data", "side", "out", "batch_size"):
         if not asked[name]:
             raise ValueError(f"encode: give --{name}; `encode --help` shows what it is.")

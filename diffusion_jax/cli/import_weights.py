@@ -21,12 +21,12 @@ from diffusion_jax.cli import arguments
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.nets.network import count
 
-OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": ""}
+_OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": ""}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the folder; return the job that writes the run."""
-    asked = arguments.options(argv, OPTIONS)
+    asked = arguments.options(argv, _OPTIONS)
     if not asked["from"] or not asked["to"]:
         raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
     workdir = Path(asked["to"])
