@@ -103,13 +103,15 @@ def grid_angles(height: int, width: int, dim: int, *, period: float = 100.0) -> 
     return np.concatenate([place.reshape(-1, 1) * frequency for place in (row, column)], 1).astype(np.float32)
 
 
-def grid_waves(height: int, width: int, dim: int) -> np.ndarray:
+def grid_waves(height: int, width: int, dim: int, *, side: int = 0) -> np.ndarray:
     """Return sin-cos positions (height * width, dim): the first half of the entries knows the column, then the row.
 
-    This order is that of MAE and DiT, whose weights may be read.
+    This order is that of MAE and DiT, whose weights may be read. Both axes span `side` pixels if it is given.
     """
-    frequency = 10000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    frequency = 1 / 10000.0 ** (np.arange(dim // 4) / (dim // 4))
     row, column = np.mgrid[:height, :width]
+    if side:
+        row, column = row * (side / height), column * (side / width)
     angles = [place.reshape(-1, 1) * frequency for place in (column, row)]
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], 1).astype(np.float32)
 

@@ -82,13 +82,17 @@ class Conditioning(nn.Module):
             parts.append(dense(cond["augment"].astype(self.dtype)))
         elif self.told.augment_width and self.is_initializing():
             Dense(self.hidden, self.initial, bias=False, name="augment")(jnp.zeros((1, self.told.augment_width)))
-        embedding = nn.silu(sum(parts[1:], parts[0])) if parts else None
-        return Signal(embedding, cond.get("text"), cond.get("text_mask"), cond.get("dropout"))
+        return signal_of(nn.silu(sum(parts[1:], parts[0])) if parts else None, cond)
 
     def two_layers(self, name, initial, value):
         """Map a value to the embedding by dense, SiLU, dense."""
         h = nn.silu(Dense(self.hidden, initial, name=f"{name}_1")(value.astype(self.dtype)))
         return Dense(self.hidden, initial, name=f"{name}_2")(h)
+
+
+def signal_of(embedding: Array | None, cond: Mapping) -> Signal:
+    """Return the signal of an embedding and of what `cond` has besides."""
+    return Signal(embedding, cond.get("text"), cond.get("text_mask"), cond.get("dropout"))
 
 
 def make_told(network: str, num_classes: int, text_width: int, pooled_width: int, augment_width: int) -> Told:

@@ -27,15 +27,24 @@ NARROW = 32  # products with fewer channels than this are slower than XLA's conv
 def convolve(x: Array, kernel: Array, *, stride: int = 1, padding: tuple[int, int] | None = None) -> Array:
     """Convolve x (B, H, W, in) with a kernel (k, k, in, out); without `padding` the size is kept, or divided by stride.
 
-    `padding` is the number of zeros before and after each axis.
+    `padding` is the number of zeros before and after each axis. Where windows lie side by side, this is one product.
     """
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    if kernel.shape[:2] == (1, 1) and stride == 1:
-        return product(x, kernel[0, 0])
+    unpadded = padding == (0, 0) or (stride == 1 and padding is None)
+    if unpadded and kernel.shape[:2] == (stride, stride):
+        y = product(cut(x, stride), kernel.reshape(-1, kernel.shape[-1]))
+        return y.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, -1)
     wide = min(kernel.shape[2:]) >= NARROW
     if stride == 1 and padding is None and wide and platform() == "cpu":
         return by_products(x, kernel)
     return plain(x, kernel, stride, padding)
+
+
+def cut(x: Array, patch: int) -> Array:
+    """Cut images into patches in reading order, leaving what fills none: (B, H, W, C) to (B, tokens, patch^2 C)."""
+    batch, rows, columns, channels = x.shape[0], x.shape[1] // patch, x.shape[2] // patch, x.shape[3]
+    x = x[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch * patch * channels)
 
 
 def plain(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] | None = None) -> Array:

@@ -9,7 +9,7 @@ Every block is told time and label through six vectors per channel (adaLN-zero),
 
 W, the output of (2) and the last layer are zero at first, so each block begins as the identity. (2) is that of
 PixArt-alpha (Chen et al. 2024). The blocks are one scan over stacked parameters, so compiling costs the same at any
-depth.
+depth. In the form that diffusers gave DiT, c is not one vector: every block embeds time and label by layers of its own.
 """
 
 import functools
@@ -23,13 +23,14 @@ from diffusion_jax.devices import along_batch
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Attention, grid_angles, grid_waves
-from diffusion_jax.nets.condition import Conditioning, Signal, Told, make_told
+from diffusion_jax.nets.condition import Conditioning, Signal, Told, make_told, signal_of
 from diffusion_jax.nets.dropout import Dropout
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
-from diffusion_jax.nets.initial import ZERO, Law, Scheme, fan_average, normal
+from diffusion_jax.nets.initial import ZERO, ZEROS, Law, Scheme, fan_average, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.norm import layer_norm
 from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.vit import Patches
 from diffusion_jax.types import Array, Time
 
 
@@ -48,8 +49,11 @@ def dit(
     size: str | dict = "S",
     patch: int = 2,
     positions: str = "waves",
+    grid: int = 0,
     normalized: str = "none",
     mlp_ratio: int = 4,
+    mlp_epsilon: float = 1e-6,
+    embedders: str = "one",
     time: Any = "sinusoidal",
     num_classes: int = 0,
     text_width: int = 0,
@@ -62,24 +66,31 @@ def dit(
     """Build a transformer over patches of `patch` by `patch` pixels of images (B, H, W, channels).
 
     `size` is a name, or {"name": "custom", "width": ..., "depth": ..., "heads": ...}. `positions` are "waves" added to
-    the patches or "rotary" angles of queries and keys; `normalized` "rms" normalises queries and keys.
+    the patches, which for images of any size span `grid` of them if it is given; "learned" numbers added to `grid` by
+    `grid` patches; or "rotary" angles of queries and keys. `normalized` "rms" normalises queries and keys.
+    `embedders` is "one" for all blocks or one for "each", of which the last layer hears the first.
     """
     chosen = choose(SIZES, size, "size")
     checks.whole("dit", 1, channels=channels, patch=patch, mlp_ratio=mlp_ratio, **chosen._asdict())
     checks.divides("dit", "heads", chosen.heads, "width", chosen.width)
-    checks.divides(
-        "dit", "four entries for each frequency and axis", 4, "width of a head", chosen.width // chosen.heads
-    )
+    turned = ("width of a head", chosen.width // chosen.heads) if positions == "rotary" else ("width", chosen.width)
+    checks.divides("dit", "four entries for each frequency and axis", 4, *turned)
     checks.share("dit", dropout=dropout)
-    checks.one_of("dit", ("waves", "rotary"), positions=positions)
+    checks.one_of("dit", ("waves", "learned", "rotary"), positions=positions)
     checks.one_of("dit", ("none", "rms"), normalized=normalized)
+    checks.one_of("dit", ("one", "each"), embedders=embedders)
+    checks.whole("dit", int(positions == "learned"), grid=grid)
+    if grid and positions == "rotary":
+        raise ValueError(f"dit: grid is {grid}, which rotary positions have no use for; leave it out.")
     return DiT(
         channels=channels,
         out_channels=channels if out_channels is None else out_channels,
         size=chosen,
         patch=patch,
         positions=positions,
-        shape=BlockShape(chosen.heads, mlp_ratio * chosen.width, normalized, dropout),
+        grid=grid,
+        shape=BlockShape(chosen.heads, mlp_ratio * chosen.width, normalized, dropout, mlp_epsilon),
+        embedders=embedders,
         waves=choose(TIME_EMBEDDINGS, time, "time"),
         told=make_told("dit", num_classes, text_width, pooled_width, augment_width),
         dtype=checks.dtype_of("dit", dtype),
@@ -94,6 +105,7 @@ class BlockShape(NamedTuple):
     mlp_width: int
     normalized: str
     dropout: float
+    mlp_epsilon: float = 1e-6
 
 
 class DiT(nn.Module):
@@ -104,7 +116,9 @@ class DiT(nn.Module):
     size: Size
     patch: int
     positions: str
+    grid: int
     shape: BlockShape
+    embedders: str
     waves: Waves
     told: Told
     dtype: Any
@@ -115,30 +129,54 @@ class DiT(nn.Module):
         checks.images("dit", x, self.channels, self.patch)
         width, depth, heads = self.size
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        conditioning = Conditioning(
-            self.told, self.waves, 256, width, fan_average(), self.dtype,
-            label_std=0.02, time_initial=Scheme(normal(0.02), lambda fan: Law("constant", 0.0)), name="conditioning",
-        )  # fmt: skip
-        signal = conditioning(t, cond)
-        h = Dense(width, name="patches")(_cut(x.astype(self.dtype), self.patch))
+        signal, heard, embedding = self._told(t, cond)
+        dense = _as_dense(self.patch**2 * self.channels, width)
+        h = Patches(width, self.patch, True, dense, name="patches")(x.astype(self.dtype))
         angles = None
         if self.positions == "rotary":
             angles = jnp.asarray(grid_angles(rows, columns, width // heads))
         else:
-            h = h + jnp.asarray(grid_waves(rows, columns, width), self.dtype)[None]
+            h = h + jnp.asarray(self._places(rows, columns), self.dtype)[None]
         blocks = nn.scan(
             self.remat(Block, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+            in_axes=(heard, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
             length=depth,
         )
         h, _ = blocks(self.shape, name="blocks")(h, signal, angles, jnp.arange(depth))
-        h = layer_norm(h, 1e-6).astype(self.dtype)
-        if signal.embedding is not None:
-            h = _modulated(h, *jnp.split(Dense(2 * width, ZERO, name="last_modulation")(signal.embedding), 2, -1))
-        h = Dense(self.patch**2 * self.out_channels, ZERO, name="last")(h)
-        return _joined(h, rows, columns, self.patch).astype(jnp.float32)
+        h = ended(h, embedding, self.patch**2 * self.out_channels)
+        return joined(h, rows, columns, self.patch).astype(jnp.float32)
+
+    def _told(self, t, cond):
+        """Return the signal, how the scan over blocks takes it, and the embedding that the last layer hears."""
+        conditioning = Conditioning(
+            self.told, self.waves, 256, self.size.width, fan_average(), self.dtype,
+            label_std=0.02, time_initial=Scheme(normal(0.02), lambda fan: ZEROS), name="conditioning",
+        )  # fmt: skip
+        if self.embedders == "one":
+            signal = conditioning(t, cond)
+            return signal, nn.broadcast, signal.embedding
+        each = nn.scan(
+            lambda one, _: (None, one(t, cond).embedding),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.size.depth,
+        )
+        _, embeddings = each(conditioning, None)
+        signal = signal_of(embeddings, cond or {})
+        return signal, Signal._make((0, *[nn.broadcast] * 3)), None if embeddings is None else embeddings[0]
+
+    def _places(self, rows, columns):
+        """Return what is added to the patches (rows * columns, width)."""
+        if self.positions == "waves":
+            return grid_waves(rows, columns, self.size.width, side=self.grid)
+        if (rows, columns) != (self.grid, self.grid):
+            raise ValueError(
+                f"dit: x has {rows} by {columns} patches, but the learned positions are those of {self.grid} by "
+                f"{self.grid}."
+            )
+        return self.param("positions", normal(0.02), (self.grid**2, self.size.width))
 
 
 class Block(nn.Module):
@@ -156,14 +194,21 @@ class Block(nn.Module):
         if signal.embedding is not None:
             told = jnp.split(Dense(6 * width, ZERO, name="modulation")(signal.embedding), 6, -1)
         attention = Attention(shape.heads, normalized=shape.normalized, name="attention")
-        inner = attention(_modulated(_normalized(h), *told[:2]), angles=angles)
-        h = h + _gated(inner, told[2])
+        inner = attention(modulated(normalized(h), *told[:2]), angles=angles)
+        h = h + gated(inner, told[2])
         if signal.text is not None:
             to_text = Attention(shape.heads, final=ZERO, normalized=shape.normalized, name="to_text")
-            h = h + to_text(_normalized(h), signal.text, signal.text_mask)
-        inner = Dense(shape.mlp_width, name="dense_1")(_modulated(_normalized(h), *told[3:5]))
+            h = h + to_text(normalized(h), signal.text, signal.text_mask)
+        inner = modulated(normalized(h, shape.mlp_epsilon), *told[3:5])
+        inner = Dense(shape.mlp_width, name="dense_1")(inner)
         inner = Dropout(shape.dropout, name="dropout")(nn.gelu(inner, approximate=True), keys)
-        return h + _gated(Dense(width, name="dense_2")(inner), told[5]), None
+        return h + gated(Dense(width, name="dense_2")(inner), told[5]), None
+
+
+def _as_dense(numbers, width):
+    """Begin the kernel of patches as that of one dense layer, which it is but for its shape."""
+    scheme = fan_average()
+    return scheme._replace(kernel=Law("uniform", scheme.kernel.spread((numbers, width))))
 
 
 def custom(*, width: int, depth: int, heads: int) -> Size:
@@ -171,28 +216,32 @@ def custom(*, width: int, depth: int, heads: int) -> Size:
     return Size(width, depth, heads)
 
 
-def _cut(x, patch):
-    """Cut images into patches in reading order: (B, H, W, C) to (B, tokens, patch^2 C)."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+def ended(h: Array, embedding: Array | None, width: int) -> Array:
+    """Map tokens to `width` numbers each, zero at first, inside a module: the end of every such transformer."""
+    h = normalized(h)
+    if embedding is not None:
+        h = modulated(h, *jnp.split(Dense(2 * h.shape[-1], ZERO, name="last_modulation")(embedding), 2, -1))
+    return Dense(width, ZERO, name="last")(h)
 
 
-def _joined(h, rows, columns, patch):
-    """Join patches to images, the inverse of `_cut`."""
+def joined(h: Array, rows: int, columns: int, patch: int) -> Array:
+    """Join patches to images, the inverse of `conv.cut`."""
     h = h.reshape(h.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
     return h.reshape(h.shape[0], rows * patch, columns * patch, -1)
 
 
-def _normalized(h):
-    return layer_norm(h, 1e-6).astype(h.dtype)
+def normalized(h: Array, epsilon: float = 1e-6) -> Array:
+    """Normalise the channels of each token."""
+    return layer_norm(h, epsilon).astype(h.dtype)
 
 
-def _modulated(h, shift, scale):
-    return h if shift is None else h * (1 + scale[:, None]) + shift[:, None]
+def modulated(h: Array, shift: Array | None, scale: Array | None) -> Array:
+    """Scale and shift tokens by what an example is told, if it is told anything."""
+    return h if shift is None or scale is None else h * (1 + scale[:, None]) + shift[:, None]
 
 
-def _gated(h, gate):
+def gated(h: Array, gate: Array | None) -> Array:
+    """Scale tokens by a gate of an example, if there is one."""
     return h if gate is None else h * gate[:, None]
 
 

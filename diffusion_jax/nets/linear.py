@@ -35,13 +35,14 @@ class Conv(nn.Module):
     stride: int = 1
     padding: tuple[int, int] | None = None
     initial: Scheme = fan_average()
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.width)
         kernel = _kernel(self, shape, x)
         y = convolve(x, kernel, stride=self.stride, padding=self.padding)
-        return y + _shift(self, self.kernel**2 * x.shape[-1], y)
+        return y + _shift(self, self.kernel**2 * x.shape[-1], y) if self.bias else y
 
 
 class TransposedConv(nn.Module):

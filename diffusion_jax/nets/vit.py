@@ -17,9 +17,8 @@ from diffusion_jax.naming import lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.activation import ACTIVATIONS
 from diffusion_jax.nets.attention import attend
-from diffusion_jax.nets.conv import convolve
-from diffusion_jax.nets.initial import ONES, ZEROS, Scheme, fan_average
-from diffusion_jax.nets.linear import Dense
+from diffusion_jax.nets.initial import ONES, Scheme, fan_average
+from diffusion_jax.nets.linear import Conv, Dense
 from diffusion_jax.nets.norm import LayerNorm
 from diffusion_jax.types import Array
 
@@ -93,21 +92,19 @@ class SelfAttention(nn.Module):
 
 
 class Patches(nn.Module):
-    """Map the patches of images (B, H, W, 3) to tokens (B, T, width), in reading order."""
+    """Map the patches of images (B, H, W, C) to tokens (B, T, width), in reading order."""
 
     width: int
     patch: int
     bias: bool
     initial: Scheme = fan_average()
 
-    @nn.compact
+    def setup(self) -> None:
+        self.conv = Conv(self.width, self.patch, self.patch, (0, 0), self.initial, self.bias)
+        nn.share_scope(self, self.conv)
+
     def __call__(self, x: Array) -> Array:
-        shape = (self.patch, self.patch, x.shape[-1], self.width)
-        kernel = self.param("kernel", self.initial.kernel, shape).astype(x.dtype)
-        h = convolve(x, kernel, stride=self.patch, padding=(0, 0)).reshape(x.shape[0], -1, self.width)
-        if not self.bias:
-            return h
-        return h + self.param("bias", ZEROS, (self.width,)).astype(x.dtype)[None, None]
+        return self.conv(x).reshape(x.shape[0], -1, self.width)
 
 
 def first(token: Array, h: Array) -> Array:

@@ -49,6 +49,15 @@ def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict
     return config
 
 
+def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: str | Path) -> None:
+    """Refuse a config in which an entry, if it is there, is none of those that are known."""
+    for name, values in known.items():
+        if name in config and config[name] not in values:
+            raise ValueError(
+                f"{source}: its config has {name}={config[name]!r}; known is {' or '.join(map(repr, values))}."
+            )
+
+
 def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
     """Find the weights of a folder, of a `variant` such as "fp16" if asked, and read their names and shapes."""
     return _of_files(weight_files(folder, variant=variant))
@@ -103,6 +112,12 @@ def open_file(path: str | Path) -> Tensors:
 def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return tensors that are in memory."""
     return Tensors({name: tuple(np.shape(array)) for name, array in arrays.items()}, arrays.__getitem__, source)
+
+
+def behind(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose names begin with a prefix, without it."""
+    shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
+    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
 
 
 def _shards(index):

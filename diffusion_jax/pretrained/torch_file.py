@@ -37,16 +37,18 @@ _DTYPES = (
 )
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
     """Where a tensor's numbers are, in elements of its storage."""
 
-    storage: "_Storage"
+    storage: "Storage"
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-class _Storage(NamedTuple):
+class Storage(NamedTuple):
+    """The numbers that tensors share."""
+
     key: str
     dtype: str
     size: int
@@ -61,22 +63,22 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            tree, storages = _zipped(path, file) if zipfile.is_zipfile(file) else _in_sequence(path, file)
-    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, *_NONSENSE) as error:
+            tree, storages = _zipped(path, file) if zipfile.is_zipfile(file) else in_sequence(path, file)
+    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, *NONSENSE) as error:
         raise ValueError(
             f"{path} is damaged or not whole ({type(error).__name__}: {error}); download it again and compare its size "
             "and sha256 with its source's."
         ) from None
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} holds a {type(tree).__name__}, not tensors by name. {WAY_ROUND}")
-    found = {name: _array(path, name, tensor, storages) for name, tensor in _leaves(tree)}
+    found = {name: array_of(path, name, tensor, storages) for name, tensor in _leaves(tree)}
     if not found:
         raise ValueError(f"{path} holds no tensors by name; it has {', '.join(map(str, tree)) or 'nothing'}.")
     return found
 
 
 # What broken bytes make a reader of pickles raise.
-_NONSENSE = (KeyError, TypeError, AttributeError, IndexError, OverflowError, UnicodeDecodeError, RecursionError)
+NONSENSE = (KeyError, TypeError, AttributeError, IndexError, OverflowError, UnicodeDecodeError, RecursionError)
 
 
 def _zipped(path, file):
@@ -101,7 +103,8 @@ def _zipped(path, file):
     return tree, storages
 
 
-def _in_sequence(path, file):
+def in_sequence(path: str | Path, file: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """Read what was saved before PyTorch 1.6, and single storages still are: a tree, and storages by key."""
     file.seek(0)
     start = file.read(2)
     file.seek(0)
@@ -132,7 +135,7 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, path, file):
         super().__init__(file, encoding="utf-8")
-        self._path, self._known, self.storages = path, _known_names(), {}
+        self._path, self._known, self.storages = path, known_names(), {}
 
     def find_class(self, module, name):
         found = self._known.get(f"{module}.{name}")
@@ -147,22 +150,29 @@ class _Reader(pickle.Unpickler):
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or any(view) or dtype not in dict(_DTYPES).values() or not _counts(size):
             raise ValueError(f"{self._path} has a storage of an unknown kind: {pid[:3]}. {WAY_ROUND}")
-        storage = _Storage(str(key), dtype, size)
+        storage = Storage(str(key), dtype, size)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"{self._path} gives one storage two types or sizes; it is damaged.")
         return storage
 
 
-def _known_names() -> dict[str, Callable[..., Any] | str]:
+def known_names() -> dict[str, Callable[..., Any] | str]:
     """Make what a pickle may name: functions that no later file sees, and names of dtypes."""
 
     def rebuild(storage, offset, shape, strides, *_):
         shape, strides = tuple(shape), tuple(strides)
-        if not isinstance(storage, _Storage) or len(shape) != len(strides) or not _counts(offset, *shape, *strides):
+        if not isinstance(storage, Storage) or len(shape) != len(strides) or not _counts(offset, *shape, *strides):
             raise TypeError("a tensor of nonsense")
-        return _Tensor(storage, offset, shape, strides)
+        return Tensor(storage, offset, shape, strides)
+
+    class Left:
+        """The options of a training script, of which nothing is kept."""
+
+        def __setstate__(self, _):
+            pass
 
     known: dict[str, Callable[..., Any] | str] = {
+        "argparse.Namespace": Left,
         "collections.OrderedDict": OrderedDict,
         "torch._utils._rebuild_tensor": rebuild,
         "torch._utils._rebuild_tensor_v2": rebuild,
@@ -188,7 +198,8 @@ def _numbers(content, storage):
     return np.frombuffer(content, _dtype(storage))
 
 
-def _array(path, name, tensor, storages):
+def array_of(path: str | Path, name: str, tensor: Tensor, storages: Mapping[str, np.ndarray]) -> np.ndarray:
+    """View a storage as a tensor, which must lie within it."""
     numbers = storages[tensor.storage.key]
     empty = 0 in tensor.shape
     last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
@@ -204,7 +215,7 @@ def _leaves(tree, prefix="", depth=0):
     if depth > 20:
         raise RecursionError("mappings in mappings without end")
     for key, value in tree.items():
-        if isinstance(value, _Tensor):
+        if isinstance(value, Tensor):
             yield f"{prefix}{key}", value
         elif isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.", depth + 1)

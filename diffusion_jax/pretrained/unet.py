@@ -15,7 +15,7 @@ from diffusion_jax.nets.embed import TIME_EMBEDDINGS
 from diffusion_jax.nets.unet import example_of, unet
 from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import check_known, open_tensors, read_config
 
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
 
@@ -146,11 +146,7 @@ def _each(value, levels):
 
 def _check(config, folder):
     """Refuse what ours cannot do."""
-    for name, known in _KNOWN[config["_class_name"]].items():
-        if name in config and config[name] not in known:
-            raise ValueError(
-                f"{folder}: its config.json has {name}={config[name]!r}; known is {' or '.join(map(repr, known))}."
-            )
+    check_known(config, _KNOWN[config["_class_name"]], folder)
     if (config["flip_sin_to_cos"], config["freq_shift"]) not in ((True, 0), (False, 1)):
         raise ValueError(
             f"{folder}: its config.json has flip_sin_to_cos={config['flip_sin_to_cos']} with "

@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import Mesh
 
+from diffusion_jax.devices import AXES
 from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
+from diffusion_jax.nets.attention import grid_waves
 from diffusion_jax.nets.condition import Signal
-from diffusion_jax.nets.dit import SIZES, Block, BlockShape, _cut, _joined
+from diffusion_jax.nets.conv import cut
+from diffusion_jax.nets.dit import SIZES, Block, BlockShape, joined
 from diffusion_jax.nets.network import apply_of, count, initialize
 from tests.nets.tiny import KINDS, build, inputs, started, stirred
 
@@ -65,9 +69,10 @@ def test_blocks_of_one_scan_drop_different_entries():
     np.testing.assert_array_equal(answer(1), answer(1))
 
 
-def test_the_program_does_not_grow_with_depth():
+@pytest.mark.parametrize("embedders", ["one", "each"])
+def test_the_program_does_not_grow_with_depth(embedders):
     def length(depth):
-        module = build("dit", size={**KINDS["dit"]["size"], "depth": depth})
+        module = build("dit", size={**KINDS["dit"]["size"], "depth": depth}, embedders=embedders)
         params = initialize(module, jax.random.key(0), inputs("dit"))
         loss = lambda params: apply_of(module)(params, *inputs("dit")).sum()
         return len(jax.jit(jax.grad(loss)).lower(params).as_text())
@@ -90,11 +95,62 @@ def test_a_block_begins_as_the_identity_with_a_gradient_to_its_gates():
     assert jnp.abs(slope["modulation"]["kernel"]).max() > 0 and jnp.abs(slope["to_text"]["out"]["kernel"]).max() > 0
 
 
+def test_one_embedder_for_each_block_is_one_for_all_if_they_are_alike():
+    """And the last layer hears that of the first block."""
+    apply, params = started("dit_text", num_classes=3)
+    params, (x, t, cond) = stirred(params), inputs("dit_text", num_classes=3)
+    each = jax.jit(apply_of(build("dit_text", num_classes=3, embedders="each")))
+    alike = {**params, "conditioning": jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params["conditioning"])}
+    np.testing.assert_allclose(each(alike, x, t, cond), jax.jit(apply)(params, x, t, cond), rtol=1e-4, atol=1e-4)
+    deaf = {"modulation": jax.tree.map(jnp.zeros_like, params["blocks"]["modulation"])}
+    label = alike["conditioning"]["label"]
+    for block, heard in ((0, True), (1, False)):
+        other = {**alike["conditioning"], "label": label.at[block].add(1.0)}
+        changed = {**alike, "blocks": {**params["blocks"], **deaf}}
+        moved = each({**changed, "conditioning": other}, x, t, cond) - each(changed, x, t, cond)
+        assert (np.abs(moved).max() > 1e-3) == heard
+
+
+def test_embedders_of_each_block_are_gathered_in_training():
+    module = build("dit", embedders="each")
+    params = initialize(module, jax.random.key(0), inputs("dit"))
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    with jax.set_mesh(mesh):
+        slope = jax.eval_shape(jax.grad(lambda params: apply_of(module)(params, *inputs("dit")).sum()), params)
+    assert jax.tree.map(jnp.shape, slope) == jax.tree.map(jnp.shape, params)
+
+
+def test_learned_positions_are_added_to_the_patches_of_their_grid_alone():
+    apply, params = started("dit")
+    params, (x, t, cond) = stirred(params), inputs("dit")
+    module = build("dit", positions="learned", grid=4)
+    table = {**params, "positions": jnp.asarray(grid_waves(4, 4, 8))}
+    learned, waves = jax.jit(apply_of(module))(table, x, t, cond), jax.jit(apply)(params, x, t, cond)
+    np.testing.assert_allclose(learned, waves, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="x has 4 by 3 patches, but the learned positions are those of 4 by 4"):
+        module.init(jax.random.key(0), x[:, :, :6], t, cond)
+
+
+def test_waves_of_a_grid_span_it_at_any_size():
+    np.testing.assert_allclose(
+        grid_waves(4, 6, 16, side=4).reshape(4, 6, 16)[:, ::3], grid_waves(4, 2, 16, side=4).reshape(4, 2, 16)
+    )
+    np.testing.assert_array_equal(grid_waves(4, 4, 16, side=4), grid_waves(4, 4, 16))
+
+
+def test_patches_begin_as_one_dense_layer():
+    module = build("dit", size={**KINDS["dit"]["size"], "width": 64}, patch=4)
+    kernel = np.asarray(initialize(module, jax.random.key(0), inputs("dit"))["patches"]["kernel"])
+    assert kernel.shape == (4, 4, 2, 64)
+    bound = np.sqrt(6 / (4 * 4 * 2 + 64))  # and not 6 / (4 * 4 * (2 + 64)), as of a convolution
+    assert 0.99 * bound < np.abs(kernel).max() <= bound
+
+
 def test_patches_are_cut_and_joined_in_reading_order():
     x = normal(2, 6, 9, 4)
-    patches = _cut(x, 3)
+    patches = cut(x, 3)
     np.testing.assert_array_equal(patches[:, 1], x[:, :3, 3:6].reshape(2, -1))
-    np.testing.assert_array_equal(_joined(patches, 2, 3, 3), x)
+    np.testing.assert_array_equal(joined(patches, 2, 3, 3), x)
 
 
 @pytest.mark.parametrize(
@@ -102,11 +158,15 @@ def test_patches_are_cut_and_joined_in_reading_order():
     [
         ({"size": "M"}, "unknown size 'M'.*Known: B, L, S, XL, custom"),
         ({"size": {"name": "custom", "width": 10, "depth": 2, "heads": 3}}, "heads = 3 does not divide width = 10"),
-        ({"size": {"name": "custom", "width": 12, "depth": 2, "heads": 2}}, "four"),
+        ({"size": {"name": "custom", "width": 10, "depth": 2, "heads": 2}}, "four"),
+        ({"size": {"name": "custom", "width": 12, "depth": 2, "heads": 2}, "positions": "rotary"}, "width of a head"),
         ({"size": {"name": "custom", "width": 8, "depth": 0, "heads": 2}}, "depth is 0"),
         ({"size": {"name": "S", "width": 8}}, "width"),
         ({"patch": 0}, "patch is 0"),
-        ({"positions": "learned"}, "unknown positions of dit"),
+        ({"positions": "absolute"}, "unknown positions of dit"),
+        ({"positions": "learned"}, "grid is 0; it must be a whole number of at least 1"),
+        ({"positions": "rotary", "grid": 4}, "rotary positions have no use for"),
+        ({"embedders": "both"}, "unknown embedders of dit"),
         ({"normalized": "layer"}, "unknown normalized of dit"),
     ],
 )

@@ -114,8 +114,10 @@ def test_a_convolution_is_its_sum_over_the_window():
     by_hand = np.sum([padded[:, k : k + 5, m : m + 4] @ kernel[k, m] for k in range(3) for m in range(3)], 0)
     np.testing.assert_allclose(conv.convolve(x, kernel), by_hand, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(conv.convolve(x, kernel[:1, :1]), x @ kernel[0, 0], rtol=1e-5, atol=1e-6)
+    beside = np.sum([x[:, k:4:2, m::2] @ kernel[k, m] for k in range(2) for m in range(2)], 0)
     strided = conv.convolve(x[:, :4], kernel, stride=2, padding=(1, 1))
     np.testing.assert_allclose(strided[:, 0, 0], by_hand[:, 0, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(conv.convolve(x, kernel[:2, :2], stride=2, padding=(0, 0)), beside, rtol=1e-4, atol=1e-5)
     late = conv.convolve(x[:, :4], kernel, stride=2, padding=(0, 1))
     np.testing.assert_allclose(late[:, 0, 0], by_hand[:, 1, 1], rtol=1e-4, atol=1e-5)
 

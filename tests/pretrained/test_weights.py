@@ -187,7 +187,7 @@ def test_torch_writes_what_is_read(tmp_path, legacy):
         ("builtins.getattr", ("x", "y")),
         ("torch.load", ("x",)),
         ("torch._utils._rebuild_device_tensor_from_numpy", ()),
-        ("argparse.Namespace", ()),
+        ("types.SimpleNamespace", ()),
         ("numpy._core.multiarray._reconstruct", ()),
     ],
 )
