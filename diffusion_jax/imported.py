@@ -20,10 +20,11 @@ from diffusion_jax.data.source import Info
 from diffusion_jax.experiment import make_model, make_sampler
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
-from diffusion_jax.pretrained.rules import Pretrained
+from diffusion_jax.pretrained import dit, unet
+from diffusion_jax.pretrained.dit import load_dit
 from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import identity, read_config
-from diffusion_jax.pretrained.unet import keywords_of, load_unet
+from diffusion_jax.pretrained.unet import load_unet
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import start_state
@@ -160,10 +161,14 @@ def _network(parts, dtype, variant) -> Network:
 
 
 def _unet(folder, dtype, variant) -> Network:
-    read: Pretrained = load_unet(folder, dtype=dtype, variant=variant)
-    config = read.config
-    keywords = keywords_of(config, folder) | {"dtype": dtype}
-    return _described("unet", read, keywords, config.get("sample_size") or 64, folder)
+    read = load_unet(folder, dtype=dtype, variant=variant)
+    keywords = unet.keywords_of(read.config, folder) | {"dtype": dtype}
+    return _described("unet", read, keywords, read.config.get("sample_size") or 64, folder)
+
+
+def _dit(folder, dtype, variant) -> Network:
+    read = load_dit(folder, dtype=dtype, variant=variant)
+    return _described("dit", read, dit.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
 
 
 def _described(name, read, keywords, side, folder) -> Network:
@@ -198,7 +203,12 @@ def _check(config, info, network, folder):
         )
 
 
-NETWORKS: dict[str, Callable[[Path, str, str], Network]] = {"UNet2DModel": _unet, "UNet2DConditionModel": _unet}
+NETWORKS: dict[str, Callable[[Path, str, str], Network]] = {
+    "UNet2DModel": _unet,
+    "UNet2DConditionModel": _unet,
+    "DiTTransformer2DModel": _dit,
+    "Transformer2DModel": _dit,
+}
 
 PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
     "": alone,

@@ -32,6 +32,17 @@ def ddpm(folder: Path) -> Path:
     return folder
 
 
+def dit(folder: Path, scheduler: str = "DDIMScheduler", **changes: Any) -> Path:
+    """Write DiT of latents as small as can be."""
+    for part, model in (("transformer", "dit"), ("vae", "vae_sd")):
+        shutil.copytree(MODELS / model, folder / part)
+    schedule(folder / "scheduler", scheduler, **{"clip_sample": False, **changes})
+    kinds = {"transformer": "DiTTransformer2DModel", "vae": "AutoencoderKL", "scheduler": scheduler}
+    labels = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "shark"}
+    index(folder, "DiTPipeline", kinds, id2label=labels)
+    return folder
+
+
 def tokenizer(folder: Path) -> None:
     """Write a tokenizer of letters, each alone, with the start and the end that the tiny CLIP knows."""
     folder.mkdir(parents=True)

@@ -37,7 +37,6 @@ class Case(NamedTuple):
     scheduler: str
     keywords: dict[str, Any]
     size: tuple[int, ...] = ()
-    sampling: tuple[tuple[str, Any], ...] = ()
 
 
 LEADING, LINSPACE = ({"timestep_spacing": spacing} for spacing in ("leading", "linspace"))
@@ -56,6 +55,8 @@ CASES = {
     ),
     "unipc": Case("stable_diffusion", "UniPCMultistepScheduler", LINSPACE),
     "heun": Case("stable_diffusion", "HeunDiscreteScheduler", LINSPACE),
+    "dit": Case("dit", "DDIMScheduler", {}),
+    "dit, dpm-solver++ 2M": Case("dit", "DPMSolverMultistepScheduler", LINSPACE),
     "lms": Case("stable_diffusion", "LMSDiscreteScheduler", LEADING),
 }
 
@@ -63,9 +64,12 @@ CASES = {
 def both(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of ours and of theirs, NHWC; `folder` receives the pipeline and the run."""
     source = getattr(pipelines, case.pipeline)(folder / "pipeline", case.scheduler, **case.keywords)
+    if case.pipeline == "dit":
+        with_a_thousand_classes(source)
     write_imported(read_imported(source), folder / "run")
     model = load(folder / "run")
-    asked = {"captions": tuple(PROMPTS), "negative": NEGATIVE, "steps": STEPS, "size": case.size, **dict(case.sampling)}
+    asked = {"captions": tuple(PROMPTS), "negative": NEGATIVE, "steps": STEPS, "size": case.size}
+    asked["guidance.scale"] = SCALE
     config = model.config.copy_and_resolve_references()
     config.sampling = changed(config.sampling, asked)
     model = model._replace(config=config)
@@ -103,6 +107,36 @@ def stable_diffusion(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
         return _numpy(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
 
 
+def dit(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
+    """Run their DiTPipeline from our noise, which it does not take: it is put where theirs is drawn."""
+    diffusers = import_module("diffusers")
+    pipe: Any = diffusers.DiTPipeline.from_pretrained(source)
+    pipe.set_progress_bar_config(disable=True)
+    where, decode, images = import_module(type(pipe).__module__), pipe.vae.decode, []
+
+    def kept(z):
+        images.append(decode(z))
+        return images[-1]
+
+    draw, where.randn_tensor, pipe.vae.decode = where.randn_tensor, lambda **_: _torch(x), kept
+    try:
+        pipe(list(range(len(x))), num_inference_steps=STEPS, guidance_scale=SCALE, output_type="np")
+    finally:
+        where.randn_tensor = draw
+    return _numpy(images[0].sample)
+
+
+def with_a_thousand_classes(source: Path) -> None:
+    """Give a tiny DiT as many classes as their pipeline takes for granted, and random weights."""
+    diffusers, torch = map(import_module, ("diffusers", "torch"))
+    torch.manual_seed(0)
+    config = diffusers.DiTTransformer2DModel.load_config(source / "transformer") | {"num_embeds_ada_norm": 1000}
+    network = diffusers.DiTTransformer2DModel.from_config(config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # or what follows the zeros of adaLN-zero would count for nothing
+    network.save_pretrained(source / "transformer")
+
+
 def _torch(x):
     return import_module("torch").tensor(np.moveaxis(x, -1, 1).copy())
 
@@ -111,7 +145,10 @@ def _numpy(x) -> np.ndarray:
     return np.moveaxis(x.numpy(), 1, -1)
 
 
-THEIRS: dict[str, Callable[[Path, Trained, np.ndarray], np.ndarray]] = {"stable_diffusion": stable_diffusion}
+THEIRS: dict[str, Callable[[Path, Trained, np.ndarray], np.ndarray]] = {
+    "stable_diffusion": stable_diffusion,
+    "dit": dit,
+}
 
 
 def main() -> None:
