@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_jax import workdir as folders
+from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import made_by
 from diffusion_jax.data.source import Info
 from diffusion_jax.experiment import make_model, make_sampler
@@ -38,7 +39,7 @@ class Parts(NamedTuple):
 
     kind: str
     folders: Mapping[str, Path]
-    labels: Mapping[str, str]  # the names of classes by number, where they are known
+    index: Mapping[str, Any]  # all that model_index.json says
 
 
 class Network(NamedTuple):
@@ -85,7 +86,8 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
         config[key] = value
     if config.latent.name != "none":
         config.sampling.threshold = {"name": "none"}  # of images, which latents are not
-    classes = tuple(parts.labels.get(str(label), str(label)) for label in range(network.told.num_classes))
+    names = parts.index.get("id2label") or {}
+    classes = tuple(names.get(str(label), str(label)) for label in range(network.told.num_classes))
     if classes:
         config.cond = (*config.cond, "label")
     if config.cond:
@@ -126,8 +128,7 @@ def parts_of(folder: Path) -> Parts:
     found = json.loads(index.read_text(encoding="utf-8"))
     places = {name: folder / name for name, kind in found.items() if isinstance(kind, list) and kind[0] is not None}
     places["network"] = places.get("unet") or places.get("transformer") or folder / "unet"
-    labels = {str(number): name for number, name in (found.get("id2label") or {}).items()}
-    return Parts(found["_class_name"], places, labels)
+    return Parts(found["_class_name"], places, found)
 
 
 def alone(parts: Parts, variant: str) -> dict[str, Any]:
@@ -145,9 +146,26 @@ def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
 
 def stable_diffusion(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by CLIP."""
-    encoder = parts.folders["text_encoder"]
-    text = {"name": "clip", "folder": str(encoder.parent), "hash": identity(encoder, variant=variant)}
-    return of_latents(parts, variant) | {"cond": ("text",), "text": {**text, "variant": variant}}
+    return of_latents(parts, variant) | _reading("clip", ("text",), parts, variant)
+
+
+def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of latents that is told prompts by two CLIPs, and sizes."""
+    config = read_config(parts.folders["network"], ("UNet2DConditionModel",), "import_weights")
+    beside, read = of_latents(parts, variant), _reading("clip_pair", ("text", "pooled"), parts, variant)
+    codec = make_codec(beside["latent"])
+    size = (config.get("sample_size") or 128) * (codec.factor if codec else 1)
+    read["text"] |= {"size": (size, size), "waves": config.get("addition_time_embed_dim") or 256}
+    read["text"]["empty"] = "zeros" if parts.index.get("force_zeros_for_empty_prompt", True) else "read"
+    return beside | read
+
+
+def _reading(name, told, parts, variant):
+    """Return the entries of what reads prompts."""
+    encoders = [parts.folders[part] for part in sorted(parts.folders) if part.startswith("text_encoder")]
+    hashes = tuple(identity(encoder, variant=variant) for encoder in encoders)
+    text = {"name": name, "folder": str(encoders[0].parent), "hashes": hashes, "variant": variant}
+    return {"cond": told, "text": text}
 
 
 def _place(folder, variant):
@@ -217,4 +235,5 @@ PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
     "LDMPipeline": of_latents,
     "DiTPipeline": of_latents,
     "StableDiffusionPipeline": stable_diffusion,
+    "StableDiffusionXLPipeline": stable_diffusion_xl,
 }

@@ -5,7 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.pretrained.folders import CLIP_TEXT, REFERENCE
+import jax
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from diffusion_jax.nets import t5 as nets_t5
+from diffusion_jax.pretrained.rules import export
+from diffusion_jax.pretrained.t5 import GATED
+from tests.pretrained.folders import CLIP_TEXT, REFERENCE, write
 
 MODELS = REFERENCE / "models"
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -22,6 +30,41 @@ def stable_diffusion(folder: Path, scheduler: str = "DDIMScheduler", **changes: 
     kinds = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": scheduler}
     index(folder, "StableDiffusionPipeline", kinds, {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"})
     return folder
+
+
+def encoders(folder: Path, *, t5: str = "", width: int = 48) -> Path:
+    """Write two tiny CLIPs, which project, and a T5 of a width by the name's ending, if any."""
+    weights = safetensors.numpy.load_file(CLIP_TEXT / "model.safetensors")
+    weights["text_projection.weight"] = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    config = json.loads((CLIP_TEXT / "config.json").read_text()) | {"architectures": ["CLIPTextModelWithProjection"]}
+    for end in ("", "_2"):
+        write(folder / f"text_encoder{end}", config, weights)
+        tokenizer(folder / f"tokenizer{end}")
+    if t5:
+        random_t5(folder, t5, width)
+    return folder
+
+
+def random_t5(folder: Path, end: str, width: int) -> None:
+    """Write a T5 with random weights, whose pieces are letters."""
+    config = json.loads((MODELS / "t5_encoder" / "config.json").read_text()) | {"d_model": width}
+    numbers = {"width": width, "depth": config["num_layers"], "heads": config["num_heads"], "head_width": 8}
+    network = nets_t5.t5(vocabulary=100, hidden=48, buckets=8, reach=12, **numbers)
+    params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    shutil.rmtree(folder / f"text_encoder{end}", ignore_errors=True)
+    write(folder / f"text_encoder{end}", config, export(GATED, params))
+    model = tokenizers.models.Unigram(
+        [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "\u2581", *LETTERS)], unk_id=2
+    )
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    made.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    shutil.rmtree(folder / f"tokenizer{end}", ignore_errors=True)
+    (folder / f"tokenizer{end}").mkdir()
+    made.save(str(folder / f"tokenizer{end}" / "tokenizer.json"))
+    ends = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "tokenizer_class": "T5TokenizerFast"}
+    (folder / f"tokenizer{end}" / "tokenizer_config.json").write_text(json.dumps(ends))
 
 
 def ddpm(folder: Path) -> Path:

@@ -189,14 +189,37 @@ def test_a_codec_is_its_autoencoder_with_the_statistics_of_its_latents(tmp_path,
     np.testing.assert_allclose(encoded, z, rtol=1e-4, atol=1e-4)
 
 
+READERS: dict[str, dict[str, Any]] = {
+    "clip": {"folder": "sd"},
+    "clip_pair": {"folder": "pair", "waves": 8},
+    "clip_t5": {"folder": "three", "length": 6},
+    "t5_clip": {"folder": "two", "length": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def encoders(source, tmp_path_factory):
+    root = tmp_path_factory.mktemp("encoders")
+    made = {"pair": "", "three": "_3", "two": "_2"}
+    folders = {name: pipelines.encoders(root / name, t5=end) for name, end in made.items()}
+    return folders | {"sd": source}
+
+
 @pytest.mark.parametrize("name", sorted(PROMPTS))
-def test_every_way_of_reading_prompts_tells_alike_captions_alike(source, name):
-    spec: dict[str, Any] = {"name": name} | ({} if name == "words" else {"folder": str(source)})
+def test_every_way_of_reading_prompts_tells_what_it_says_and_alike_captions_alike(encoders, name):
+    spec = {"name": name, **READERS.get(name, {})}
+    if "folder" in spec:
+        spec["folder"] = str(encoders[spec["folder"]])
     info = IMAGES._replace(shapes={"x": (16, 16, 3), "text": (16, 24), "text_mask": (16,)})
-    found = told_for(make_prompts(spec, info), ["ab cd", "ab", "ab cd"])
-    assert found["text"].shape == (3, 16, 24)
-    np.testing.assert_array_equal(found["text"][0], found["text"][2])
-    assert np.abs(found["text"][0] - found["text"][1]).max() > 0.1
+    prompts = make_prompts(spec, info)
+    found = told_for(prompts, ["ab cd", "ab", "ab cd", ""])
+    for entry, shape in ({"text": (16, 24)} if name == "words" else prompts.shapes).items():
+        assert found[entry].shape == (4, *shape)
+        np.testing.assert_array_equal(found[entry][0], found[entry][2])
+        assert np.abs(found[entry][0] - found[entry][1]).max() > 1e-3
+    if name == "clip_pair":
+        assert np.abs(found["text"][3]).max() == 0 and np.abs(found["pooled"][3, :16]).max() == 0
+        assert np.abs(found["pooled"][3, 16:]).max() == 1
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

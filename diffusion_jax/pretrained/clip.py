@@ -29,12 +29,6 @@ def load_clip_text(folder: str | Path, *, dtype: str = "float32", variant: str =
     return Pretrained(module, params, config)
 
 
-def text_sizes(folder: str | Path) -> tuple[int, int]:
-    """Return how many tokens the text half takes at most, and the width of its states."""
-    config, _ = _half(folder, "text", "text_sizes")
-    return config["max_position_embeddings"], config["hidden_size"]
-
-
 def load_clip_vision(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
     """Read the half that sees; it computes, and is kept, in `dtype`."""
     config, projection = _half(folder, "vision", "load_clip_vision")
