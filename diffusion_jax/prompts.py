@@ -141,9 +141,8 @@ def clip_t5(
     variant: str = "",
 ) -> Prompts:
     """Two CLIPs side by side, and T5 behind them: Stable Diffusion 3, whose `pooled` is that of both CLIPs."""
-    first, second = (
-        _clip(folder, end, hashes[place], dtype, variant, projects=True) for place, end in enumerate(("", "_2"))
-    )
+    first = _clip(folder, "", hashes[0], dtype, variant, projects=True)
+    second = _clip(folder, "_2", hashes[1], dtype, variant, projects=True)
     third = _t5(folder, "_3", hashes[2], length, dtype, variant)
 
     def tell(ids):
@@ -203,11 +202,9 @@ def _clip(folder, end, known, *how, projects=False) -> _Encoder:
     if config["model_type"] == "clip":
         half |= config.get("text_config") or {}
         half["projection_dim"] = config.get("projection_dim", 512)
-    length = half["max_position_embeddings"]
+    length, read = half["max_position_embeddings"], _reads(load_clip_text, encoder, known, *how)
     tokens = clip_tokens(Path(folder).expanduser() / f"tokenizer{end}", length=length)
-    return _Encoder(
-        length, half["hidden_size"], half["projection_dim"], tokens, _reads(load_clip_text, encoder, known, *how)
-    )
+    return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, read)
 
 
 def _t5(folder, end, known, length, *how) -> _Encoder:

@@ -32,6 +32,19 @@ def stable_diffusion(folder: Path, scheduler: str = "DDIMScheduler", **changes: 
     return folder
 
 
+def stable_diffusion_xl(folder: Path, scheduler: str = "EulerDiscreteScheduler", **changes: Any) -> Path:
+    """Write SDXL as small as can be, but for its U-Net, which is Stable Diffusion's."""
+    encoders(folder)
+    for part, model in (("unet", "unet_sd15"), ("vae", "vae_sd")):
+        shutil.copytree(MODELS / model, folder / part)
+    schedule(folder / "scheduler", scheduler, **{**STABLE_DIFFUSION, "steps_offset": 1, **changes})
+    kinds = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": scheduler}
+    texts = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    texts |= {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
+    index(folder, "StableDiffusionXLPipeline", kinds, texts, force_zeros_for_empty_prompt=True)
+    return folder
+
+
 def encoders(folder: Path, *, t5: str = "", width: int = 48) -> Path:
     """Write two tiny CLIPs, which project, and a T5 of a width by the name's ending, if any."""
     weights = safetensors.numpy.load_file(CLIP_TEXT / "model.safetensors")

@@ -242,4 +242,4 @@ def test_a_whole_loop_is_that_of_diffusers(tmp_path, name):
     pytest.importorskip("diffusers")
     ours, theirs = parity.both(parity.CASES[name], tmp_path)
     assert np.abs(theirs).max() > 0.3
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=5e-4 if name == "lms" else 1e-4)  # they integrate by quadrature

@@ -42,6 +42,18 @@ class Case(NamedTuple):
 LEADING, LINSPACE = ({"timestep_spacing": spacing} for spacing in ("leading", "linspace"))
 ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 
+XL = {
+    "use_linear_projection": True,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2],
+    "attention_head_dim": [2, 4],
+    "cross_attention_dim": 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 16 + 6 * 8,
+}
+
 CASES = {
     "ddim": Case("stable_diffusion", "DDIMScheduler", {}),
     "ddim, not square": Case("stable_diffusion", "DDIMScheduler", {}, (16, 24)),
@@ -57,6 +69,7 @@ CASES = {
     "heun": Case("stable_diffusion", "HeunDiscreteScheduler", LINSPACE),
     "dit": Case("dit", "DDIMScheduler", {}),
     "dit, dpm-solver++ 2M": Case("dit", "DPMSolverMultistepScheduler", LINSPACE),
+    "xl": Case("stable_diffusion_xl", "EulerDiscreteScheduler", LEADING),
     "lms": Case("stable_diffusion", "LMSDiscreteScheduler", LEADING),
 }
 
@@ -64,8 +77,8 @@ CASES = {
 def both(case: Case, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the images of ours and of theirs, NHWC; `folder` receives the pipeline and the run."""
     source = getattr(pipelines, case.pipeline)(folder / "pipeline", case.scheduler, **case.keywords)
-    if case.pipeline == "dit":
-        with_a_thousand_classes(source)
+    if case.pipeline in RANDOM:
+        RANDOM[case.pipeline](source)
     write_imported(read_imported(source), folder / "run")
     model = load(folder / "run")
     asked = {"captions": tuple(PROMPTS), "negative": NEGATIVE, "steps": STEPS, "size": case.size}
@@ -90,21 +103,15 @@ def drawn(model: Trained) -> tuple[np.ndarray, np.ndarray]:
 
 def stable_diffusion(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
     """Run their StableDiffusionPipeline from our noise."""
-    diffusers, torch = map(import_module, ("diffusers", "torch"))
-    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(source, safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler.set_timesteps(STEPS)
-    scale = 1.0
-    if float(pipe.scheduler.init_noise_sigma) != 1:  # theirs begins at x / alpha, and multiplies unit noise
-        times = make_sampling(model.config, model.model.schedule).times
-        scale = float(model.model.schedule.alpha(times[0])) * float(pipe.scheduler.init_noise_sigma)
-    height, width = (side * 2 for side in x.shape[1:3])
-    with torch.no_grad():
-        latents = pipe(
-            PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=SCALE,
-            height=height, width=width, latents=_torch(x) / scale, output_type="latent",
-        ).images  # fmt: skip
-        return _numpy(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+    diffusers = import_module("diffusers")
+    return _of_latents(diffusers.StableDiffusionPipeline.from_pretrained(source, safety_checker=None), model, x)
+
+
+def stable_diffusion_xl(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
+    """Run their StableDiffusionXLPipeline from our noise."""
+    diffusers = import_module("diffusers")
+    pipe: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False)
+    return _of_latents(pipe, model, x)
 
 
 def dit(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
@@ -112,7 +119,8 @@ def dit(source: Path, model: Trained, x: np.ndarray) -> np.ndarray:
     diffusers = import_module("diffusers")
     pipe: Any = diffusers.DiTPipeline.from_pretrained(source)
     pipe.set_progress_bar_config(disable=True)
-    where, decode, images = import_module(type(pipe).__module__), pipe.vae.decode, []
+    where: Any = import_module(type(pipe).__module__)
+    decode, images = pipe.vae.decode, []
 
     def kept(z):
         images.append(decode(z))
@@ -137,6 +145,31 @@ def with_a_thousand_classes(source: Path) -> None:
     network.save_pretrained(source / "transformer")
 
 
+def that_is_told_sizes(source: Path) -> None:
+    """Give a tiny pipeline a U-Net of SDXL's kind with random weights."""
+    diffusers, torch = map(import_module, ("diffusers", "torch"))
+    torch.manual_seed(0)
+    config = diffusers.UNet2DConditionModel.load_config(source / "unet") | XL
+    diffusers.UNet2DConditionModel.from_config(config).save_pretrained(source / "unet")
+
+
+def _of_latents(pipe, model, x):
+    """Call a pipeline that takes latents, and decode what it makes of them."""
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler.set_timesteps(STEPS)
+    scale = 1.0
+    if float(pipe.scheduler.init_noise_sigma) != 1:  # theirs begins at x / alpha, and multiplies unit noise
+        times = make_sampling(model.config, model.model.schedule).times
+        scale = float(model.model.schedule.alpha(times[0])) * float(pipe.scheduler.init_noise_sigma)
+    height, width = (side * 2 for side in x.shape[1:3])
+    with import_module("torch").no_grad():
+        latents = pipe(
+            PROMPTS, negative_prompt=[NEGATIVE] * len(PROMPTS), num_inference_steps=STEPS, guidance_scale=SCALE,
+            height=height, width=width, latents=_torch(x) / scale, output_type="latent",
+        ).images  # fmt: skip
+        return _numpy(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample)
+
+
 def _torch(x):
     return import_module("torch").tensor(np.moveaxis(x, -1, 1).copy())
 
@@ -147,8 +180,13 @@ def _numpy(x) -> np.ndarray:
 
 THEIRS: dict[str, Callable[[Path, Trained, np.ndarray], np.ndarray]] = {
     "stable_diffusion": stable_diffusion,
+    "stable_diffusion_xl": stable_diffusion_xl,
     "dit": dit,
 }
+
+
+# What networks are drawn at random where the reference has none that fit.
+RANDOM: dict[str, Callable[[Path], None]] = {"dit": with_a_thousand_classes, "stable_diffusion_xl": that_is_told_sizes}
 
 
 def main() -> None:
