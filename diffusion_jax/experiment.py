@@ -42,6 +42,9 @@ from diffusion_jax.training.state import TrainState, start_state
 from diffusion_jax.types import Apply, Array, Batch, Denoiser, Key, LossFn, Params, Schedule, Solver
 
 
+DISTILLED = "distilled"  # guidance whose scale a network is told, for one evaluation and not two
+
+
 class Sampling(NamedTuple):
     """A solver with its path and its grid."""
 
@@ -119,7 +122,7 @@ def make_model(config: Any, info: Any) -> Model:
     spec = {**config["network"], "channels": channels, "out_channels": out_channels}
     for name, what in told.items():
         keyword = keyword_of(name)
-        if keyword:
+        if keyword and name != "guidance":  # which the network knows itself
             spec[keyword] = what.shape[-1] if what.shape else classes
     if "image_size" in inspect.signature(lookup(NETWORKS, spec["name"], "network")).parameters:
         spec.setdefault("image_size", info.shapes["x"][0])
@@ -207,6 +210,8 @@ def make_sampler(
         decoder = None if codec is None else codec.params()
         return jitted(params, key, indices, cond, (sampling.times, jnp.asarray(scale, jnp.float32), null, decoder))
 
+    if part["guidance"]["name"] == DISTILLED and "guidance" not in model.told:
+        raise ValueError("config.sampling.guidance is distilled, of which this network was not told in training.")
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
         raise ValueError(
             f"config.sampling.label is {part['label']}; classes are 0 to {model.classes - 1}, and -1 takes all in turn."
@@ -252,7 +257,11 @@ def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
     told = {}
     if "label" in model.told:
         told["label"] = jnp.asarray(labels_of(config, model, indices), jnp.int32)
-    return told | _texts(model, captions_of(config, indices))
+    told |= _texts(model, captions_of(config, indices))
+    guidance = config["sampling"]["guidance"]
+    if "guidance" in told and guidance["name"] == DISTILLED:
+        told["guidance"] = jnp.full(len(indices), guidance["scale"], jnp.float32)
+    return told
 
 
 def unconditional(config: Any, model: Model, cond: Any) -> dict[str, Any]:
@@ -277,7 +286,7 @@ def captions_of(config: Any, indices: Any) -> list[str]:
 def guided(spec: Any, model: Model, params: Params, cond: Any, null: Any = None) -> Denoiser:
     """Return the denoiser of a model under `cond`, guided away from `null` as `spec` says; None is without guidance."""
     build = {"prediction": model.prediction}
-    if spec is None or spec["name"] == "none":
+    if spec is None or spec["name"] in ("none", DISTILLED):
         return make_denoiser(model.apply, params, model.schedule, **build, cond=cond)
     if not cond:
         raise ValueError(

@@ -18,10 +18,11 @@ from diffusion_jax import workdir as folders
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import made_by
 from diffusion_jax.data.source import Info
-from diffusion_jax.experiment import make_model, make_sampler
+from diffusion_jax.experiment import DISTILLED, make_model, make_sampler
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
-from diffusion_jax.pretrained import dit, unet
+from diffusion_jax.pretrained import dit, sd3, unet
+from diffusion_jax.pretrained import flux as pretrained_flux
 from diffusion_jax.pretrained.dit import load_dit
 from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import identity, read_config
@@ -68,6 +69,8 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
     beside = lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant)
     recipe = read_scheduler(parts.folders["scheduler"]) if "scheduler" in parts.folders else plain_recipe()
     network = _network(parts, dtype, variant)
+    if "tokens" in recipe.pace:
+        recipe.pace["tokens"] = (network.side // network.spec.get("patch", 2)) ** 2
     for entry in ("schedule", "pace", "input"):
         config[entry] = getattr(recipe, entry)
     config.loss.prediction, config.loss.times = recipe.prediction, recipe.times
@@ -92,6 +95,10 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
         config.cond = (*config.cond, "label")
     if config.cond:
         config.sampling.guidance = {"name": "classifier_free", "scale": 4.0 if classes else 7.5}
+    if "guidance" in config.cond:
+        config.sampling.guidance = {"name": DISTILLED, "scale": 3.5}
+    elif parts.kind == "FluxPipeline":  # whose guidance needs no second evaluation, nor a scale
+        config.sampling.guidance = {"name": "none"}
     shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
     info = Info(Path(folder).name, shapes, classes, (-1.0, 1.0) if config.latent.name == "none" else None)
     _check(config.lock(), info, network, folder)
@@ -160,6 +167,21 @@ def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
     return beside | read
 
 
+def stable_diffusion_3(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of latents that is told prompts by two CLIPs and T5."""
+    return of_latents(parts, variant) | _reading("clip_t5", ("text", "pooled"), parts, variant)
+
+
+def flux(parts: Parts, variant: str) -> dict[str, Any]:
+    """Return the entries of a network of latents that is told prompts by T5 and CLIP, and perhaps how to be guided."""
+    config = read_config(parts.folders["network"], ("FluxTransformer2DModel",), "import_weights")
+    guided = config.get("guidance_embeds", False)
+    told = ("text", "pooled", *(("guidance",) if guided else ()))
+    read = _reading("t5_clip", told, parts, variant)
+    read["text"] |= {"guidance": 3.5 if guided else 0.0, "length": 512 if guided else 256}
+    return of_latents(parts, variant) | read
+
+
 def _reading(name, told, parts, variant):
     """Return the entries of what reads prompts."""
     encoders = [parts.folders[part] for part in sorted(parts.folders) if part.startswith("text_encoder")]
@@ -187,6 +209,17 @@ def _unet(folder, dtype, variant) -> Network:
 def _dit(folder, dtype, variant) -> Network:
     read = load_dit(folder, dtype=dtype, variant=variant)
     return _described("dit", read, dit.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
+
+
+def _sd3(folder, dtype, variant) -> Network:
+    read = sd3.load_sd3(folder, dtype=dtype, variant=variant)
+    return _described("mmdit", read, sd3.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
+
+
+def _flux(folder, dtype, variant) -> Network:
+    read = pretrained_flux.load_flux(folder, dtype=dtype, variant=variant)
+    keywords = pretrained_flux.keywords_of(read.config) | {"dtype": dtype}
+    return _described("flux", read, keywords, read.config.get("sample_size") or 128, folder)
 
 
 def _described(name, read, keywords, side, folder) -> Network:
@@ -226,6 +259,8 @@ NETWORKS: dict[str, Callable[[Path, str, str], Network]] = {
     "UNet2DConditionModel": _unet,
     "DiTTransformer2DModel": _dit,
     "Transformer2DModel": _dit,
+    "SD3Transformer2DModel": _sd3,
+    "FluxTransformer2DModel": _flux,
 }
 
 PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
@@ -236,4 +271,6 @@ PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
     "DiTPipeline": of_latents,
     "StableDiffusionPipeline": stable_diffusion,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
+    "StableDiffusion3Pipeline": stable_diffusion_3,
+    "FluxPipeline": flux,
 }

@@ -157,16 +157,27 @@ def clip_t5(
 
 
 def t5_clip(
-    info: Info, *, folder: str, hashes: tuple = ("", ""), length: int = 512, dtype: str = "float32", variant: str = ""
+    info: Info,
+    *,
+    folder: str,
+    hashes: tuple = ("", ""),
+    length: int = 512,
+    guidance: float = 0.0,
+    dtype: str = "float32",
+    variant: str = "",
 ) -> Prompts:
-    """T5, and the state of CLIP at the end of the text as `pooled`: Flux."""
+    """T5, and the state of CLIP at the end of the text as `pooled`: Flux.
+
+    Networks whose guidance was distilled are told its scale, which is `guidance` in training and 0 where they are not.
+    """
     first = _clip(folder, "", hashes[0], dtype, variant)
     second = _t5(folder, "_2", hashes[1], length, dtype, variant)
 
     def tell(ids):
-        return {"text": second.read(ids["ids_2"]), "pooled": first.read(ids["ids"]).pooled}
+        told = {"text": second.read(ids["ids_2"]), "pooled": first.read(ids["ids"]).pooled}
+        return told | ({"guidance": jnp.full(len(told["text"]), guidance)} if guidance else {})
 
-    shapes = {"text": (length, second.width), "pooled": (first.width,)}
+    shapes = {"text": (length, second.width), "pooled": (first.width,), **({"guidance": ()} if guidance else {})}
     return _prompts({"ids": first, "ids_2": second}, tell, shapes)
 
 

@@ -36,8 +36,8 @@ class Recipe(NamedTuple):
     threshold: dict[str, Any]
 
 
-def read_scheduler(folder: str | Path, *, tokens: int = 4096) -> Recipe:
-    """Read a scheduler's folder; `tokens` are those of an image, which the pace of some paths depends on."""
+def read_scheduler(folder: str | Path) -> Recipe:
+    """Read a scheduler's folder; where the pace depends on the tokens of an image, they are of the largest."""
     path = Path(folder).expanduser() / "scheduler_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -46,17 +46,17 @@ def read_scheduler(folder: str | Path, *, tokens: int = 4096) -> Recipe:
     kind = config.get("_class_name")
     solver = lookup(SCHEDULERS, kind, f"scheduler of {path}")
     try:
-        return (_flow if kind.startswith("FlowMatch") else _discrete)(config, solver, tokens)
+        return (_flow if kind.startswith("FlowMatch") else _discrete)(config, solver)
     except KeyError as error:
         raise ValueError(f"schedulers: {path} has a value that is not known: {error}.") from None
 
 
 def plain_recipe() -> Recipe:
     """Return what a network of 1000 steps of DDPM means, where there is no scheduler beside it."""
-    return _discrete({"_class_name": "DDIMScheduler"}, SCHEDULERS["DDIMScheduler"], 0)
+    return _discrete({"_class_name": "DDIMScheduler"}, SCHEDULERS["DDIMScheduler"])
 
 
-def _discrete(config, solver, tokens) -> Recipe:
+def _discrete(config, solver) -> Recipe:
     count = config.get("num_train_timesteps", 1000)
     predictions = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
     schedule = {"name": "discrete", "world": _world(config, count)}
@@ -77,12 +77,12 @@ def _discrete(config, solver, tokens) -> Recipe:
     )
 
 
-def _flow(config, solver, tokens) -> Recipe:
+def _flow(config, solver) -> Recipe:
     pace = {"name": "shift", "factor": float(config.get("shift", 1.0))}
     if config.get("use_dynamic_shifting"):
         pace = {
             "name": "sequence_shift",
-            "tokens": tokens,
+            "tokens": config.get("max_image_seq_len", 4096),
             "base_tokens": config.get("base_image_seq_len", 256),
             "max_tokens": config.get("max_image_seq_len", 4096),
             "base_shift": config.get("base_shift", 0.5),
