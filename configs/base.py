@@ -34,6 +34,7 @@ def get_training(mode: str = "") -> Any:
     config.text = {"name": "words"}  # what makes captions into what a network is told: the transform, or an encoder
     config.latent = {"name": "none"}  # or the autoencoder whose latents the data are: samples are then decoded
     config.start = {"name": "scratch"}  # or other parameters to begin with: {"name": "run", "folder": ...}
+    config.adapter = {"name": "none"}  # or what is trained beside a network that is held, as lora
     config.input = {"name": "plain"}
     config.loss = {
         "name": "denoising",

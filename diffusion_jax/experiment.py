@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.adapters import Adapted, make_adapter
 from diffusion_jax.codecs import Codec, make_codec
 from diffusion_jax.data import make_pipeline, make_source
 from diffusion_jax.data.blank import check_expected
@@ -77,6 +78,8 @@ class Model(NamedTuple):
     told: dict[str, jax.ShapeDtypeStruct]
     prompts: Prompts
     codec: Codec | None
+    bare: Apply  # without its input
+    adapted: Adapted
 
 
 class Training(NamedTuple):
@@ -127,8 +130,10 @@ def make_model(config: Any, info: Any) -> Model:
     if "image_size" in inspect.signature(lookup(NETWORKS, spec["name"], "network")).parameters:
         spec.setdefault("image_size", info.shapes["x"][0])
     module = _entry({"network": spec}, "network", NETWORKS)
-    apply = _entry(config, "input", INPUTS, apply_of(module), schedule)
-    return Model(schedule, module, apply, prediction, classes, told, prompts, codec)
+    adapted = make_adapter(config["adapter"], module, _called_with(told, info.shapes["x"]))
+    bare = adapted.apply(apply_of(module))
+    apply = _entry(config, "input", INPUTS, bare, schedule)
+    return Model(schedule, module, apply, prediction, classes, told, prompts, codec, bare, adapted)
 
 
 def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any = None) -> Training:
@@ -154,7 +159,9 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any =
     loss = dict(config["loss"])
     if loss["name"] == "denoising":
         loss["global_batch"] = part["batch_size"]
-    optimizer, rate = make_optimizer(part["optimizer"], part["rate"], clip=part["clip"] or None)
+    optimizer, rate = make_optimizer(
+        part["optimizer"], part["rate"], clip=part["clip"] or None, held=model.adapted.held
+    )
     for key in ("steps", "parts", "log_every", "save_every"):
         at_least(part, key, 1, under="training.")
     averages = {name: choose(AVERAGES, spec, f"average '{name}'") for name, spec in part["averages"].items()}
@@ -165,9 +172,9 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any =
 def start(config: Any, training: Training) -> TrainState:
     """Return the state before the first step."""
     module, example = training.model.module, _example(training)
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
     if training.begin is not None:
         return _started(config, training, training.begin(shapes_of(module, example)))
-    key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
     return _started(config, training, initialize(module, key, example))
 
 
@@ -186,8 +193,9 @@ def make_sampler(
     model that are given the same dict `compiled` share their programs: other prompts, another grid of as many steps or
     another scale of guidance are not compiled anew.
     """
-    part, sampling, codec = config["sampling"], make_sampling(config, model.schedule), model.codec
     shape = diffused_shape(config, model, info)
+    model = sized(config, model, info)
+    part, sampling, codec = config["sampling"], make_sampling(config, model.schedule), model.codec
     returned, scale = lookup(RETURNED, part["returned"], "returned"), part["guidance"].get("scale", 1.0)
 
     def run(params, key, indices, cond, values):
@@ -240,10 +248,21 @@ def diffused_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
         )
     shape = (*(side // factor for side in size), shape[-1])
     try:
-        shapes_of(model.module, _called_with(model, shape))
+        shapes_of(model.module, _called_with(model.told, shape))
     except ValueError as error:
         raise ValueError(f"config.sampling.size is {size}, which the network does not take: {error}") from None
     return shape
+
+
+def sized(config: Any, model: Model, info: Any) -> Model:
+    """Return a model for samples of `sampling.size`: where its pace depends on the tokens of an image, at another."""
+    pace, before = config["pace"], info.shapes["x"]
+    if pace["name"] != "sequence_shift" or not config["sampling"]["size"]:
+        return model
+    shape = diffused_shape(config, model, info)
+    tokens = round(pace["tokens"] * shape[0] * shape[1] / (before[0] * before[1]))
+    schedule = make_schedule({"schedule": config["schedule"], "pace": {**pace, "tokens": tokens}})
+    return model._replace(schedule=schedule, apply=_entry(config, "input", INPUTS, model.bare, schedule))
 
 
 def drawn_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
@@ -311,19 +330,20 @@ def at_least(config: Any, key: str, least: int, *, under: str = "") -> int:
     return config[key]
 
 
-def _called_with(model, shape):
+def _called_with(told, shape):
     """Return what the network is called with for an x of this shape, by shape and dtype."""
-    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in model.told.items()}
+    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in told.items()}
     return jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32), cond
 
 
 def _example(training):
-    return _called_with(training.model, training.batches.info.shapes["x"])
+    return _called_with(training.model.told, training.batches.info.shapes["x"])
 
 
 def _started(config, training, params):
     """Return the state that starts at these parameters, with those that the loss adds."""
-    params, history, loss = dict(params), None, config["loss"]
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 2)
+    params, history, loss = dict(training.model.adapted.begin(params, key)), None, config["loss"]
     if loss["name"] == "denoising":
         if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:
             params["uncertainty"] = start_uncertainty()

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "diffusion_jax"
 MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
-BESIDE = {"codecs", "prompts"}  # what a model needs beside its network
+BESIDE = {"adapters", "codecs", "prompts"}  # what a model needs beside its network
 ABOVE = BESIDE | {
     "starts",
     "assess",
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "training": set(),
     "data": set(),
     "plots": set(),
+    "adapters": EVERY_ROOM,
     "codecs": EVERY_ROOM,
     "prompts": EVERY_ROOM,
     "starts": EVERY_ROOM | {"workdir"},

@@ -4,7 +4,7 @@
 
 Rotary positions (Su et al. 2021) turn pairs of entries of q and k by angles proportional to the position p, so that
 q k' depends on differences of positions only. In two dimensions half of the pairs turn with the row and half with the
-column.
+column; with more axes, each has its share.
 """
 
 from functools import partial
@@ -39,10 +39,11 @@ class Attention(nn.Module):
         self, x: Array, context: Array | None = None, mask: Array | None = None, angles: Array | None = None
     ) -> Array:
         width = x.shape[-1]
+        keys, values = self.read(x if context is None else context.astype(x.dtype))
         if context is None:
-            parts = jnp.split(Dense(3 * width, self.initial, self.bias, name="qkv")(x), 3, -1)
+            parts = jnp.split(Dense(3 * width, self.initial, self.bias, name="qkv")(x, keys, values), 3, -1)
         else:
-            pair = Dense(2 * width, self.initial, self.bias, name="kv")(context.astype(x.dtype))
+            pair = Dense(2 * width, self.initial, self.bias, name="kv")(keys, values)
             parts = [Dense(width, self.initial, self.bias, name="q")(x), *jnp.split(pair, 2, -1)]
         q, k, v = (part.reshape(*part.shape[:2], self.heads, width // self.heads) for part in parts)
         if self.normalized == "rms":
@@ -50,6 +51,35 @@ class Attention(nn.Module):
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         return Dense(width, self.final, name="out")(attend(q, k, v, mask).reshape(x.shape))
+
+    def read(self, context: Array) -> tuple[Array, Array]:
+        """Return what keys and what values are made of: the same, where no hypernetwork steps in."""
+        return context, context
+
+
+class Heads(nn.Module):
+    """Make queries, keys and values of tokens (B, T, width), for whoever lets them attend, and take the answer back.
+
+    The parameters are those of `Attention`.
+    """
+
+    heads: int
+    width: int
+    normalized: str = "none"
+
+    def setup(self):
+        self.qkv, self.out = Dense(3 * self.width), Dense(self.width)
+        self.norm_q, self.norm_k = RMSNorm(), RMSNorm()
+
+    def ask(self, x: Array) -> tuple[Array, Array, Array]:
+        """Return queries, keys and values (B, T, heads, d)."""
+        parts = jnp.split(self.qkv(x), 3, -1)
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
+        return (self.norm_q(q), self.norm_k(k), v) if self.normalized == "rms" else (q, k, v)
+
+    def hear(self, y: Array) -> Array:
+        """Map what was found, (B, T, heads, d), to tokens."""
+        return self.out(y.reshape(*y.shape[:2], self.width))
 
 
 def attend(
@@ -96,6 +126,24 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1).astype(x.dtype)
 
 
+def rotate_neighbours(x: Array, angles: Array) -> Array:
+    """Turn pairs of entries 2 i and 2 i + 1, as Flux does; all first ones of pairs come before the second ones.
+
+    This order of entries is for queries and keys both, whose products do not depend on it.
+    """
+    apart = x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+    return rotate(apart, angles)
+
+
+def axis_angles(places: Array, dims: tuple[int, ...], *, period: float = 10000.0) -> Array:
+    """Return the angles (T, d / 2) of tokens at `places` (T, axes), each axis turning `dims` of the d entries."""
+    turns = [
+        places[:, axis, None] * np.asarray(period ** -(np.arange(0, dim, 2) / dim), np.float32)[None]
+        for axis, dim in enumerate(dims)
+    ]
+    return jnp.concatenate(turns, 1)
+
+
 def grid_angles(height: int, width: int, dim: int, *, period: float = 100.0) -> np.ndarray:
     """Return the angles (height * width, dim / 2) of pixels in reading order, for heads of `dim` entries."""
     frequency = period ** -(np.arange(dim // 4) / (dim // 4))
@@ -103,13 +151,14 @@ def grid_angles(height: int, width: int, dim: int, *, period: float = 100.0) -> 
     return np.concatenate([place.reshape(-1, 1) * frequency for place in (row, column)], 1).astype(np.float32)
 
 
-def grid_waves(height: int, width: int, dim: int, *, side: int = 0) -> np.ndarray:
+def grid_waves(height: int, width: int, dim: int, *, side: int = 0, first: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return sin-cos positions (height * width, dim): the first half of the entries knows the column, then the row.
 
-    This order is that of MAE and DiT, whose weights may be read. Both axes span `side` pixels if it is given.
+    This order is that of MAE and DiT, whose weights may be read. Both axes span `side` pixels if it is given; the
+    place of the first pixel is `first`.
     """
     frequency = 1 / 10000.0 ** (np.arange(dim // 4) / (dim // 4))
-    row, column = np.mgrid[:height, :width]
+    row, column = np.mgrid[first[0] : first[0] + height, first[1] : first[1] + width]
     if side:
         row, column = row * (side / height), column * (side / width)
     angles = [place.reshape(-1, 1) * frequency for place in (column, row)]

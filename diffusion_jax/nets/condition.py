@@ -4,12 +4,13 @@
     label (B,)            a row of a table; the last, number `num_classes`, is the null label of guidance
     pooled (B, D)         two dense layers: a whole text in one vector, sizes and crops
     augment (B, A)        one dense layer without bias: how the image was augmented (Karras et al. 2022), or zeros
+    guidance (B,)         waves, then two dense layers: the scale of the guidance that was distilled (Meng et al. 2023)
     text (B, L, D)        tokens to attend to; `text_mask` (B, L) says which of them exist
     dropout (B,)          typed PRNG keys, one per example: dropout is on if and only if they are there
     hint (B, nH, nW, C)   an image that a control network reads, see `controlnet.py`
     control               what control networks answered: an array for each of a U-Net's skips, and one for its middle
 
-The first four are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
+The first five are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
 missing one: neither is ever ignored silently.
 """
 
@@ -24,21 +25,25 @@ from jax.core import Tracer
 
 from diffusion_jax.naming import suggestion
 from diffusion_jax.nets import checks
-from diffusion_jax.nets.embed import Waves
+from diffusion_jax.nets.embed import Waves, sinusoidal
 from diffusion_jax.nets.initial import Scheme, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.types import Array, Time
 
-ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "dropout", "hint", "control")
+ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "guidance", "dropout", "hint", "control")
 
 
 class Told(NamedTuple):
-    """The widths of what a network can be told; 0 means that it cannot. `control` is 1 where it can be steered."""
+    """The widths of what a network can be told, of guidance that of its waves; 0 means that it cannot.
+
+    `control` is 1 where it can be steered.
+    """
 
     num_classes: int = 0
     text_width: int = 0
     pooled_width: int = 0
     augment_width: int = 0
+    guidance_width: int = 0
     hint_channels: int = 0
     control: int = 0
 
@@ -77,6 +82,9 @@ class Conditioning(nn.Module):
             parts.append(jnp.take(rows, cond["label"], axis=0, mode="fill").astype(self.dtype))
         if self.told.pooled_width:
             parts.append(self.two_layers("pooled", self.initial, cond["pooled"]))
+        if self.told.guidance_width:
+            scale = sinusoidal()(cond["guidance"], self.told.guidance_width)
+            parts.append(self.two_layers("guidance", self.initial, scale))
         if self.told.augment_width and "augment" in cond:
             dense = Dense(self.hidden, self.initial, bias=False, name="augment")
             parts.append(dense(cond["augment"].astype(self.dtype)))
@@ -113,6 +121,7 @@ def spoken(told: Told) -> dict[str, jax.ShapeDtypeStruct]:
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
         "text": jax.ShapeDtypeStruct((1, 1, told.text_width), jnp.float32),
         "pooled": jax.ShapeDtypeStruct((1, told.pooled_width), jnp.float32),
+        "guidance": jax.ShapeDtypeStruct((1,), jnp.float32),
     }
     return {name: shape for name, shape in shapes.items() if getattr(told, _KEYWORDS[name])}
 
@@ -179,6 +188,7 @@ def _check_shapes(told, cond, batch):
         "text_mask": (batch, length),
         "pooled": (batch, told.pooled_width),
         "augment": (batch, told.augment_width),
+        "guidance": (batch,),
         "dropout": (batch,),
     }
     for name, value in cond.items():
@@ -205,5 +215,6 @@ _KEYWORDS = {
     "text": "text_width",
     "pooled": "pooled_width",
     "augment": "augment_width",
+    "guidance": "guidance_width",
     "hint": "hint_channels",
 }

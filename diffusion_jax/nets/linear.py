@@ -11,16 +11,20 @@ from diffusion_jax.types import Array
 
 
 class Dense(nn.Module):
-    """Map the last axis to `width` numbers."""
+    """Map the last axis to `width` numbers; given several inputs, each gives an equal share of them."""
 
     width: int
     initial: Scheme = fan_average()
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *others: Array) -> Array:
         kernel = _kernel(self, (x.shape[-1], self.width), x)
-        y = product(x, kernel)
+        if all(other is x for other in others):
+            y = product(x, kernel)
+        else:
+            shares = jnp.split(kernel, 1 + len(others), -1)
+            y = jnp.concatenate([product(*pair) for pair in zip((x, *others), shares, strict=True)], -1)
         return y + _shift(self, x.shape[-1], y) if self.bias else y
 
 

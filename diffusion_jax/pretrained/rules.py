@@ -6,6 +6,8 @@ for each; what only theirs has is stacked, as a scan over layers wants it:
     encoder.layers.{i}.mlp.fc1.weight  ->  blocks/dense_1/kernel       stacked over i, first axis
     down_blocks.{i}.conv.weight        ->  down_{i}/conv/kernel        one array for each i
 
+Where only some of their layers are in a stack, the rule says which is the `first`.
+
 Several names in a rule lie side by side along the last axis of ours, in equal shares, as queries, keys and values do.
 
 Everything is planned from our side: the shapes of a network's parameters say which names there must be and of what
@@ -14,7 +16,7 @@ shape, so a file is refused, with the names that it lacks or has too many, befor
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,14 +42,16 @@ DENSE = Layout(lambda x: x.T, lambda x: x.T)  # (out, in) -> (in, out)
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW -> HWIO
 POINTWISE = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # a 1 x 1 convolution -> (in, out)
 SINGLE = Layout(lambda x: x[0], lambda x: x[None])  # (1, ...) -> (...)
+SWAPPED = Layout(lambda x: _swapped(x), lambda x: _swapped(x))  # the second half of the outputs first
 
 
 class Rule(NamedTuple):
-    """Their name, or the names of parts side by side; our path; and the layout."""
+    """Their name, or the names of parts side by side; our path; the layout; the number of the first that is stacked."""
 
     theirs: str | tuple[str, ...]
     ours: str
     layout: Layout = SAME
+    first: int = 0
 
 
 class Table(NamedTuple):
@@ -87,6 +91,12 @@ def linear(theirs: str | tuple[str, ...], ours: str, layout: Layout = DENSE) -> 
     """Give the rules of a kernel and a bias, which a network may lack."""
     weight, bias = (_each(theirs, lambda name, end=end: f"{name}.{end}") for end in ("weight", "bias"))
     return Rule(weight, f"{ours}/kernel", layout), Rule(bias, f"{ours}/bias")
+
+
+def swapped(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """Give the rules of a dense layer whose two halves we have in the other order, as shift and scale."""
+    turned = Layout(lambda x: _swapped(x).T, lambda x: _swapped(x.T))
+    return Rule(f"{theirs}.weight", f"{ours}/kernel", turned), Rule(f"{theirs}.bias", f"{ours}/bias", SWAPPED)
 
 
 def norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
@@ -151,6 +161,19 @@ def flat(params: Params) -> dict[str, Any]:
     return {_joined(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
 
+def some(words: Sequence[str], most: int = 12) -> str:
+    """Write the first words of many down."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def spell(name: str, spelling: Mapping[str, str]) -> str:
+    """Replace what a spelling replaces."""
+    for ours, theirs in spelling.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
 def _slots(rules, path, shape) -> Iterator[tuple[str, Slot]]:
     """List the tensors that make one of our arrays."""
     found = [(rule, match) for rule in rules if (match := re.fullmatch(_expression(rule.ours), path))]
@@ -167,7 +190,7 @@ def _slots(rules, path, shape) -> Iterator[tuple[str, Slot]]:
         inner = (*inner[:-1], width)
     theirs = rule.layout.theirs(np.broadcast_to(np.float32(0), inner)).shape
     for index in np.ndindex(shape[: len(counted)]):
-        numbers = match.groupdict() | dict(zip(counted, index, strict=True))
+        numbers = match.groupdict() | {hole: rule.first + n for hole, n in zip(counted, index, strict=True)}
         for part, name in enumerate(names):
             columns = (slice(part * width, (part + 1) * width),) if len(names) > 1 else ()
             yield name.format(**numbers), Slot(path, (*index, ..., *columns), rule.layout, theirs)
@@ -182,15 +205,20 @@ def _copy(target, source):
         target[:, start : start + 16] = source[:, start : start + 16]
 
 
+def _swapped(x):
+    """Swap the halves of the first axis."""
+    return np.concatenate(np.split(x, 2)[::-1])
+
+
 def _settled(table, slots, tensors):
     """Give the slots the file's own spelling, or refuse the file."""
-    spelled = [{_spell(name, spelling): slot for name, slot in slots.items()} for spelling in table.spellings]
+    spelled = [{spell(name, spelling): slot for name, slot in slots.items()} for spelling in table.spellings]
     best = min(spelled, key=lambda names: len(names.keys() - tensors.shapes.keys()))
     missing = sorted(best.keys() - tensors.shapes.keys())
     unknown = sorted(tensors.shapes.keys() - best.keys())
     unknown = [name for name in unknown if not any(fnmatch.fnmatchcase(name, known) for known in table.harmless)]
     if missing or unknown:
-        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
+        parts = [f"lacks {some(missing)}"] * bool(missing) + [f"has unknown {some(unknown)}"] * bool(unknown)
         raise ValueError(
             f"{tensors.source} does not hold the {len(best)} tensors of this network: it {' and '.join(parts)}. Its "
             "config.json is of another network, or these are weights of another kind."
@@ -201,19 +229,8 @@ def _settled(table, slots, tensors):
         if tuple(tensors.shapes[name]) != slot.shape
     ]
     if wrong:
-        raise ValueError(f"{tensors.source} does not fit its config.json: {_some(wrong, 4)}.")
+        raise ValueError(f"{tensors.source} does not fit its config.json: {some(wrong, 4)}.")
     return best
-
-
-def _some(words, most=12):
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
-
-
-def _spell(name, spelling):
-    for ours, theirs in spelling.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def _each(names, change):

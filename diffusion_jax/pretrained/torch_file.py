@@ -60,21 +60,43 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     Mappings in mappings are joined by dots, as in "state_dict.conv.weight"; what is not a tensor is left out. Tensors
     that share their memory in PyTorch share it here.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            tree, storages = _zipped(path, file) if zipfile.is_zipfile(file) else in_sequence(path, file)
-    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, *NONSENSE) as error:
-        raise ValueError(
-            f"{path} is damaged or not whole ({type(error).__name__}: {error}); download it again and compare its size "
-            "and sha256 with its source's."
-        ) from None
+    tree, storages = _read(path)
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} holds a {type(tree).__name__}, not tensors by name. {WAY_ROUND}")
     found = {name: array_of(path, name, tensor, storages) for name, tensor in _leaves(tree)}
     if not found:
         raise ValueError(f"{path} holds no tensors by name; it has {', '.join(map(str, tree)) or 'nothing'}.")
     return found
+
+
+def read_torch_tree(path: str | Path) -> Any:
+    """Read all that such a file holds: mappings, sequences, numbers and words, with arrays in place of tensors."""
+    tree, storages = _read(path)
+
+    def whole(name, value, depth=0):
+        if depth > 20:
+            raise ValueError(f"{path} holds mappings in mappings without end; it is damaged.")
+        if isinstance(value, Tensor):
+            return array_of(path, name, value, storages)
+        if isinstance(value, Mapping):
+            return {key: whole(f"{name}.{key}", inner, depth + 1) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [whole(f"{name}.{place}", inner, depth + 1) for place, inner in enumerate(value)]
+        return value
+
+    return whole("", tree)
+
+
+def _read(path):
+    """Read a tree whose tensors are notes, and the storages that these are of."""
+    try:
+        with open(path, "rb") as file:
+            return _zipped(path, file) if zipfile.is_zipfile(file) else in_sequence(path, file)
+    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, *NONSENSE) as error:
+        raise ValueError(
+            f"{path} is damaged or not whole ({type(error).__name__}: {error}); download it again and compare its size "
+            "and sha256 with its source's."
+        ) from None
 
 
 # What broken bytes make a reader of pickles raise.

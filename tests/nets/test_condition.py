@@ -60,7 +60,7 @@ def test_without_an_augmentation_it_is_zero():
     assert jax.tree.structure(unheard) == jax.tree.structure(params)
 
 
-@pytest.mark.parametrize("kind", quick(["mlp", "2015", "dit"], "mlp"))
+@pytest.mark.parametrize("kind", quick(["mlp", "2015", "dit", "mmdit", "flux"], "mlp"))
 def test_dropout_depends_on_the_examples_own_key_alone(kind):
     apply, params = started(kind, dropout=0.5)
     params, (x, t, cond) = stirred(params), inputs(kind, batch=4)

@@ -14,7 +14,11 @@ from diffusion_jax.nets.network import apply_of, initialize
 SMALL = {"name": "unet", "channels": 2, "image_size": 8, "width": 8, "multipliers": (1, 2), "depth": 1, "groups": 4}
 SONG = {**SMALL, "resample": "fir", "skip_scale": 0.5**0.5, "shortcut": "projected", "decoder_attention": "last"}
 
-SLOW = ("ncsnpp", "adm", "text", "dit")  # to compile with their gradients; the rest of the laws runs over them too
+# To compile with their gradients; the rest of the laws runs over them too.
+SLOW = ("ncsnpp", "adm", "text", "dit", "mmdit", "flux")
+
+# What text would ask in the last block, where it is only seen; kept, since files that are read have it.
+IDLE = ("blocks_1/text/attention/norm_q/scale",)
 
 KINDS = {
     "mlp": {"name": "mlp", "channels": 2, "width": 8, "depth": 2, "num_classes": 3},
@@ -63,6 +67,29 @@ KINDS = {
         "normalized": "rms",
         "text_width": 5,
     },
+    "mmdit": {
+        "name": "mmdit",
+        "channels": 2,
+        "width": 8,
+        "depth": 2,
+        "heads": 2,
+        "positions": "learned",
+        "max_size": 5,
+        "dual": (0,),
+        "text_width": 5,
+        "pooled_width": 3,
+    },
+    "flux": {
+        "name": "flux",
+        "channels": 2,
+        "width": 16,
+        "depth": 1,
+        "single_depth": 1,
+        "heads": 2,
+        "text_width": 5,
+        "pooled_width": 3,
+        "guidance_width": 4,
+    },
 }
 
 
@@ -90,6 +117,8 @@ def inputs(kind, batch=2, seed=0, **changes) -> tuple[Any, Any, Any]:
     for name in ("pooled", "augment"):
         if spec.get(f"{name}_width"):
             cond[name] = rng.normal(size=(batch, 3)).astype(np.float32)
+    if spec.get("guidance_width"):
+        cond["guidance"] = np.linspace(1, 4, batch, dtype=np.float32)
     return x.astype(np.float32), t.astype(np.float32), cond
 
 

@@ -12,6 +12,7 @@ from diffusion_jax.pretrained.rules import (
     POINTWISE,
     SAME,
     SINGLE,
+    SWAPPED,
     Rule,
     Table,
     convert,
@@ -20,6 +21,7 @@ from diffusion_jax.pretrained.rules import (
     linear,
     norm,
     plan,
+    swapped,
 )
 from diffusion_jax.pretrained.tensors import Tensors, of_arrays
 
@@ -120,10 +122,31 @@ def test_arrays_are_handed_over_one_at_a_time():
     assert sorted(seen) == sorted(leaf.shape for leaf in jax.tree.leaves(SHAPES))
 
 
-@pytest.mark.parametrize("layout", [SAME, DENSE, CONV, POINTWISE, SINGLE])
+@pytest.mark.parametrize("layout", [SAME, DENSE, CONV, POINTWISE, SINGLE, SWAPPED])
 def test_layouts_are_undone(layout):
-    shape = {DENSE: (2, 3), CONV: (2, 3, 4, 5), POINTWISE: (2, 3, 1, 1), SINGLE: (1, 3, 2)}.get(layout, (2, 3))
+    shapes = {CONV: (2, 3, 4, 5), POINTWISE: (2, 3, 1, 1), SINGLE: (1, 3, 2)}
+    shape = shapes.get(layout, (2, 3))
     np.testing.assert_array_equal(layout.theirs(layout.ours(normal(*shape))), normal(*shape))
+
+
+def test_a_stack_may_hold_only_some_of_their_layers():
+    table = Table((Rule("layers.{i}", "head"), Rule("layers.{i}", "tail", first=2)))
+    tensors = {f"layers.{i}": normal(3, seed=i) for i in range(5)}
+    shapes = {"head": np.zeros((2, 3), np.float32), "tail": np.zeros((3, 3), np.float32)}
+    params = convert(table, of_arrays(tensors, "memory"), shapes)
+    np.testing.assert_array_equal(params["tail"], [tensors[f"layers.{i}"] for i in (2, 3, 4)])
+    jax.tree.map(np.testing.assert_array_equal, export(table, params), tensors)
+
+
+def test_halves_of_a_dense_layer_may_be_in_the_other_order():
+    table, x = Table(swapped("scale_and_shift", "modulation")), normal(4)
+    weight, bias = normal(6, 4), normal(6)
+    tensors = {"scale_and_shift.weight": weight, "scale_and_shift.bias": bias}
+    shapes = {"modulation": {"kernel": np.zeros((4, 6), np.float32), "bias": np.zeros(6, np.float32)}}
+    params = convert(table, of_arrays(tensors, "memory"), shapes)["modulation"]
+    scale, shift = np.split(weight @ x + bias, 2)
+    np.testing.assert_allclose(x @ params["kernel"] + params["bias"], [*shift, *scale], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, export(table, {"modulation": params}), tensors)
 
 
 def test_files_may_spell_names_otherwise_and_hold_what_is_harmless():
