@@ -2,8 +2,8 @@
 
     adapter  {"name": "lora", "targets": ("*attention/qkv", "*to_text/q", "*to_text/kv"), "rank": 8}
 
-The parameters are then {"network": ..., "lora": ...}, of which training moves the second. What the first are config.start
-says: those of a run, for an adapter of a network drawn at random is of little use.
+The parameters are then {"network": ..., "lora": ...}, of which training moves the second; what the first are,
+config.start says.
 """
 
 from collections.abc import Callable, Sequence

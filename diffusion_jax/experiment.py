@@ -42,7 +42,6 @@ from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import TrainState, start_state
 from diffusion_jax.types import Apply, Array, Batch, Denoiser, Key, LossFn, Params, Schedule, Solver
 
-
 DISTILLED = "distilled"  # guidance whose scale a network is told, for one evaluation and not two
 
 

@@ -213,7 +213,9 @@ def _dit(folder, dtype, variant) -> Network:
 
 def _sd3(folder, dtype, variant) -> Network:
     read = sd3.load_sd3(folder, dtype=dtype, variant=variant)
-    return _described("mmdit", read, sd3.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
+    return _described(
+        "mmdit", read, sd3.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder
+    )
 
 
 def _flux(folder, dtype, variant) -> Network:

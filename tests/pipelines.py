@@ -45,6 +45,44 @@ def stable_diffusion_xl(folder: Path, scheduler: str = "EulerDiscreteScheduler",
     return folder
 
 
+def stable_diffusion_3(folder: Path, scheduler: str = "FlowMatchEulerDiscreteScheduler", **changes: Any) -> Path:
+    """Write Stable Diffusion 3 as small as can be, but for its transformer, which does not fit what reads prompts."""
+    encoders(folder, t5="_3", width=48)
+    _flow(folder, "sd3", scheduler, {"shift": 3.0, **changes})
+    kinds = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL", "scheduler": scheduler}
+    texts = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5TokenizerFast"}
+    texts |= {f"text_encoder{end}": "CLIPTextModelWithProjection" for end in ("", "_2")}
+    index(folder, "StableDiffusion3Pipeline", kinds, texts | {"text_encoder_3": "T5EncoderModel"})
+    return folder
+
+
+def flux(folder: Path, scheduler: str = "FlowMatchEulerDiscreteScheduler", **changes: Any) -> Path:
+    """Write Flux as small as can be, but for its transformer, which does not fit what reads prompts."""
+    encoders(folder, t5="_2", width=24)
+    _flow(folder, "flux_schnell", scheduler, {"shift": 3.0, "use_dynamic_shifting": True, **changes})
+    kinds = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL", "scheduler": scheduler}
+    texts = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5TokenizerFast"}
+    texts |= {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
+    index(folder, "FluxPipeline", kinds, texts)
+    return folder
+
+
+def flux_dev(folder: Path, scheduler: str = "FlowMatchEulerDiscreteScheduler", **changes: Any) -> Path:
+    """Write Flux as it is where guidance was distilled."""
+    flux(folder, scheduler, **changes)
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"guidance_embeds": True}))
+    return folder
+
+
+def _flow(folder, model, scheduler, keywords):
+    for part, name in (("transformer", model), ("vae", "vae_sd")):
+        shutil.copytree(MODELS / name, folder / part)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift_factor": 0.1}))
+    schedule(folder / "scheduler", scheduler, **keywords)
+
+
 def encoders(folder: Path, *, t5: str = "", width: int = 48) -> Path:
     """Write two tiny CLIPs, which project, and a T5 of a width by the name's ending, if any."""
     weights = safetensors.numpy.load_file(CLIP_TEXT / "model.safetensors")

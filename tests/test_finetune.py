@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.cli.main import run
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import changed
@@ -19,6 +20,7 @@ from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.prompts import hear
 from diffusion_jax.starts import STARTS, inherited, make_start
 from diffusion_jax.trained import load
+from diffusion_jax.training.step import make_train_step
 from tests import pipelines
 
 CONFIG = Path(__file__).parent.parent / "configs" / "finetune.py"
@@ -117,6 +119,27 @@ def test_mistakes_in_encoding_are_answered_in_one_line(parent, tmp_path, capsys,
     given = more if any("--out" in word for word in more) else [*more, f"--out={tmp_path / 'latents.npz'}"]
     assert run(["encode", "--workdir", str(parent / "run"), *given]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_what_is_held_stays_and_what_is_trained_begins_without_effect(parent, name):
+    spec = {"name": name} | ({"rank": 2} if name == "lora" else {})
+    config = config_of(parent, adapter=spec, **{"training.rate": {"name": "constant", "peak": 0.1}})
+    training, before = make_training(config), load(parent / "run").params
+    state = start(config, training)
+    held = state.params["network"] if name == "lora" else state.params
+    jax.tree.map(np.testing.assert_array_equal, held, before)
+    if name == "none":
+        assert training.model.adapted.held == ()
+        return
+    batch = hear(training.model.prompts, training.batches[0])
+    step = jax.jit(make_train_step(training.loss_fn, training.optimizer, training.averages))
+    after, metrics = step(state, batch)
+    assert np.isfinite(float(metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, after.params["network"], before)
+    moved = [np.abs(pair["b"]).max() for pair in jax.device_get(after.params["lora"]).values()]
+    assert len(moved) > 4 and min(moved) > 0
+    assert all(np.abs(pair["b"]).max() == 0 for pair in state.params["lora"].values())
 
 
 @pytest.mark.slow

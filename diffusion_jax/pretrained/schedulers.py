@@ -10,8 +10,8 @@ Theirs mixes what is apart here: the noise of T steps (`schedule` at its `pace`)
     shift, use_dynamic_shifting          the pace of the straight path
     clip_sample, thresholding            the threshold
 
-Their Euler is our DDIM, which in sigma / alpha is Euler's step. Their PNDM has no like here, and DPM-Solver++, which
-needs fewer steps, stands for it.
+Their Euler is our DDIM, which is Euler's step in sigma / alpha, and on the straight path in sigma. Their PNDM has no
+like here, and DPM-Solver++, which needs fewer steps, stands for it.
 """
 
 import json
@@ -94,7 +94,7 @@ def _flow(config, solver) -> Recipe:
         schedule={"name": "rectified"},
         pace=pace,
         input={"name": "sigma"},
-        prediction={"name": "velocity"},
+        prediction={"name": "flow"},
         times={"name": "logit_normal"},
         grid={"name": "uniform", "start": 1.0, "end": 0.0},
         solver=solver(config),
@@ -167,5 +167,5 @@ SCHEDULERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "DPMSolverMultistepScheduler": _multistep,
     "UniPCMultistepScheduler": _unipc,
     "DEISMultistepScheduler": lambda config: {"name": "deis", "order": config.get("solver_order", 2)},
-    "FlowMatchEulerDiscreteScheduler": lambda config: {"name": "euler"},
+    "FlowMatchEulerDiscreteScheduler": lambda config: {"name": "ddim"},
 }
