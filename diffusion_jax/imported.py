@@ -23,10 +23,8 @@ from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
 from diffusion_jax.pretrained import dit, sd3, unet
 from diffusion_jax.pretrained import flux as pretrained_flux
-from diffusion_jax.pretrained.dit import load_dit
 from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import identity, read_config
-from diffusion_jax.pretrained.unet import load_unet
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import start_state
@@ -66,43 +64,43 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
     parts = parts_of(Path(folder).expanduser().resolve())
     config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
-    beside = lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant)
+    config.update(lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant))
     recipe = read_scheduler(parts.folders["scheduler"]) if "scheduler" in parts.folders else plain_recipe()
     network = _network(parts, dtype, variant)
     if "tokens" in recipe.pace:
         recipe.pace["tokens"] = (network.side // network.spec.get("patch", 2)) ** 2
+    names = parts.index.get("id2label") or {}
+    classes = tuple(names.get(str(label), str(label)) for label in range(network.told.num_classes))
+    config.cond = (*config.cond, *(("label",) if classes else ()))
+    config.network = network.spec
+    config.data = {"name": "array", "path": ""}  # where training data would be
+    config.training.optimizer = {"name": "sgd", "momentum": None}  # which keeps nothing beside the parameters
+    config.training.averages = {}
+    config.transforms = ()
+    _follow(config, recipe, network, parts)
+    pixels = config.latent.name == "none"
+    shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
+    info = Info(Path(folder).name, shapes, classes, (-1.0, 1.0) if pixels else None)
+    _check(config.lock(), info, network, folder)
+    return Imported(config, info, network.params)
+
+
+def _follow(config, recipe, network, parts):
+    """Set what follows from the scheduler, and how the pipeline guides."""
     for entry in ("schedule", "pace", "input"):
         config[entry] = getattr(recipe, entry)
     config.loss.prediction, config.loss.times = recipe.prediction, recipe.times
     if network.learned_variance:
         config.loss = {"name": "hybrid", "steps": recipe.steps, "prediction": recipe.prediction, "vlb_weight": 1e-3}
-    config.network = network.spec
-    config.data = {"name": "array", "path": ""}  # where training data would be
-    config.transforms = ()
-    config.training.optimizer = {"name": "sgd", "momentum": None}  # which keeps nothing beside the parameters
-    config.training.averages = {}
-    config.sampling.update(average="params", steps=30, count=4, batch_size=4)
-    config.sampling.grid, config.sampling.solver, config.sampling.threshold = (
-        recipe.grid, recipe.solver, recipe.threshold,
-    )  # fmt: skip
-    for key, value in beside.items():
-        config[key] = value
-    if config.latent.name != "none":
-        config.sampling.threshold = {"name": "none"}  # of images, which latents are not
-    names = parts.index.get("id2label") or {}
-    classes = tuple(names.get(str(label), str(label)) for label in range(network.told.num_classes))
-    if classes:
-        config.cond = (*config.cond, "label")
-    if config.cond:
-        config.sampling.guidance = {"name": "classifier_free", "scale": 4.0 if classes else 7.5}
+    sampling = config.sampling
+    sampling.update(average="params", steps=30, count=4, batch_size=4)
+    sampling.grid, sampling.solver = recipe.grid, recipe.solver
+    if config.latent.name == "none":  # it is of pixels, which latents are not
+        sampling.threshold = recipe.threshold
     if "guidance" in config.cond:
-        config.sampling.guidance = {"name": DISTILLED, "scale": 3.5}
-    elif parts.kind == "FluxPipeline":  # whose guidance needs no second evaluation, nor a scale
-        config.sampling.guidance = {"name": "none"}
-    shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
-    info = Info(Path(folder).name, shapes, classes, (-1.0, 1.0) if config.latent.name == "none" else None)
-    _check(config.lock(), info, network, folder)
-    return Imported(config, info, network.params)
+        sampling.guidance = {"name": DISTILLED, "scale": 3.5}
+    elif config.cond and parts.kind != "FluxPipeline":  # which needs neither a scale nor a second evaluation
+        sampling.guidance = {"name": "classifier_free", "scale": 4.0 if "label" in config.cond else 7.5}
 
 
 def write_imported(imported: Imported, workdir: Path) -> None:
@@ -147,8 +145,8 @@ def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents."""
     folder = parts.folders["vae"]
     kind = read_config(folder, ("AutoencoderKL", "VQModel"), "latent")["_class_name"]
-    entry = {"name": {"AutoencoderKL": "vae", "VQModel": "vq"}[kind], **_place(folder, variant), "variant": variant}
-    return {"latent": entry}
+    place = {"folder": str(folder), "hash": identity(folder, variant=variant), "variant": variant}
+    return {"latent": {"name": {"AutoencoderKL": "vae", "VQModel": "vq"}[kind], **place}}
 
 
 def stable_diffusion(parts: Parts, variant: str) -> dict[str, Any]:
@@ -190,10 +188,6 @@ def _reading(name, told, parts, variant):
     return {"cond": told, "text": text}
 
 
-def _place(folder, variant):
-    return {"folder": str(folder), "hash": identity(folder, variant=variant)}
-
-
 def _network(parts, dtype, variant) -> Network:
     folder = parts.folders["network"]
     kind = read_config(folder, tuple(NETWORKS), "import_weights")["_class_name"]
@@ -201,21 +195,20 @@ def _network(parts, dtype, variant) -> Network:
 
 
 def _unet(folder, dtype, variant) -> Network:
-    read = load_unet(folder, dtype=dtype, variant=variant)
+    read = unet.load_unet(folder, dtype=dtype, variant=variant)
     keywords = unet.keywords_of(read.config, folder) | {"dtype": dtype}
     return _described("unet", read, keywords, read.config.get("sample_size") or 64, folder)
 
 
 def _dit(folder, dtype, variant) -> Network:
-    read = load_dit(folder, dtype=dtype, variant=variant)
+    read = dit.load_dit(folder, dtype=dtype, variant=variant)
     return _described("dit", read, dit.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
 
 
 def _sd3(folder, dtype, variant) -> Network:
     read = sd3.load_sd3(folder, dtype=dtype, variant=variant)
-    return _described(
-        "mmdit", read, sd3.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder
-    )
+    keywords = sd3.keywords_of(read.config) | {"dtype": dtype}
+    return _described("mmdit", read, keywords, read.config.get("sample_size") or 128, folder)
 
 
 def _flux(folder, dtype, variant) -> Network:

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "sweep": EVERY_ROOM | {"assess", "trained"},
     "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir"},
     "encoded": EVERY_ROOM | {"codecs"},
-    "imported": EVERY_ROOM | {"config", "experiment", "workdir"},
+    "imported": EVERY_ROOM | {"codecs", "config", "experiment", "workdir"},
     "run": EVERY_ROOM | {"assess", "experiment", "plots", "prompts", "samples", "sweep", "trained", "truth", "workdir"},
     "ablation": EVERY_ROOM | ABOVE | {"launch", "sweep"},
     "launch": EVERY_ROOM | {"config", "experiment", "prompts", "workdir"},
