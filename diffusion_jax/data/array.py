@@ -116,8 +116,8 @@ def write_npz(path: str | os.PathLike, examples: Iterable[Example], *, classes: 
     path, held = Path(path), list(examples)
     if path.suffix != ".npz":
         raise ValueError(f"write_npz: {path} must end in .npz.")
-    names = {"classes": np.asarray(classes)} if classes else {}
-    np.savez(path, **{name: np.stack([example[name] for example in held]) for name in held[0]}, **names)
+    arrays: dict[str, Any] = {name: np.stack([example[name] for example in held]) for name in held[0]}
+    np.savez(path, **arrays | ({"classes": np.asarray(classes)} if classes else {}))
     return len(held)
 
 
