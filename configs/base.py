@@ -31,6 +31,10 @@ def get_training(mode: str = "") -> Any:
     config = get_config(mode)
     config.expects = {}  # what the data are like, such as {"x": (32, 32, 3), "dtype": "uint8", "classes": 10}
     config.cond = ()  # entries of an example that the network is told, such as ("label",)
+    config.text = {"name": "words"}  # what makes captions into what a network is told: the transform, or an encoder
+    config.latent = {"name": "none"}  # or the autoencoder whose latents the data are: samples are then decoded
+    config.start = {"name": "scratch"}  # or other parameters to begin with: {"name": "run", "folder": ...}
+    config.adapter = {"name": "none"}  # or what is trained beside a network that is held, as lora
     config.input = {"name": "plain"}
     config.loss = {
         "name": "denoising",
@@ -77,6 +81,8 @@ def get_training(mode: str = "") -> Any:
     config.sampling.seed = 0
     config.sampling.label = -1  # one class alone; at -1 all take turns
     config.sampling.captions = ("",)  # these take turns, in models that are told text
+    config.sampling.negative = ""  # what guidance's unconditional half is told instead
+    config.sampling.size = ()  # (height, width) in pixels, of networks that take others than those of training
     return config
 
 

@@ -6,8 +6,9 @@ Published: FID 2.27, sFID 4.60, Inception Score 278.24, precision 0.83 and recal
 paper guides the first three of four channels; here all are guided.
 
 The data are latents of the autoencoder of Stable Diffusion (32 x 32 x 4, times 0.18215), of every image and of its
-mirror image, written once with `diffusion_jax.data.array.write_records`; name the files by --config.data.path.
+mirror image, written once; with the autoencoder's folder as config.latent samples are images.
 
+    python -m diffusion_jax encode --latent VAE --data ENTRY --side 256 --mirrored --out latents.array_record
     python -m diffusion_jax train --config configs/imagenet256_dit.py --workdir runs/imagenet256_dit \\
         --config.data.path=latents.array_record
 """

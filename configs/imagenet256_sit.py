@@ -5,8 +5,9 @@ Published: FID 2.06 by the SDE with diffusion sigma, and 2.15 by the ODE, with g
 by 250 Euler steps, after 7 million steps with batches of 256 (Table 9). Not trained here.
 
 The data are latents of the autoencoder of Stable Diffusion (32 x 32 x 4, times 0.18215), of every image and of its
-mirror image, written once with `diffusion_jax.data.array.write_records`; name the files by --config.data.path.
+mirror image, written once; with the autoencoder's folder as config.latent samples are images.
 
+    python -m diffusion_jax encode --latent VAE --data ENTRY --side 256 --mirrored --out latents.array_record
     python -m diffusion_jax train --config configs/imagenet256_sit.py --workdir runs/imagenet256_sit \\
         --config.data.path=latents.array_record
 """

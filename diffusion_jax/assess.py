@@ -21,7 +21,7 @@ from diffusion_jax.evaluation.features import FEATURES, Extractor
 from diffusion_jax.evaluation.images import coloured, fingerprint_of, images_of
 from diffusion_jax.evaluation.jackknife import GROUPS, Value, evaluate_features, gather, needs_of, over_seeds
 from diffusion_jax.evaluation.metrics import METRICS, Metric, enough
-from diffusion_jax.experiment import captions_of
+from diffusion_jax.experiment import captions_of, drawn_shape
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.samples import check_sampling, draw, kept, origin, told_of
 from diffusion_jax.sides import Side, prepare_side
@@ -126,7 +126,7 @@ def make_request(question: Question) -> Request:
 def prepare_reference(model: Trained | None, request: Request, given: str) -> Callable[[], Side]:
     """Check what a model's samples, or images, are held against; return the job that reads or makes it, once."""
     if model is not None and request.metrics and not _draws_images(model):
-        shape = model.info.shapes["x"]
+        shape = drawn_shape(model.config, model.model, model.info)
         raise ValueError(f"features are of images, and this run's samples are {shape}. Known is: {', '.join(EXACT)}.")
     return prepare_side(request.metrics, request.extractor, given, model, samples=request.samples)
 
@@ -237,7 +237,7 @@ def _gathered(batches, request, side, told):
 
 
 def _draws_images(model):
-    shape = model.info.shapes["x"]
+    shape = drawn_shape(model.config, model.model, model.info)
     return len(shape) == 3 and shape[-1] in (1, 3)
 
 

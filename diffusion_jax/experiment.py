@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.adapters import Adapted, make_adapter
+from diffusion_jax.codecs import Codec, make_codec
 from diffusion_jax.data import make_pipeline, make_source
 from diffusion_jax.data.blank import check_expected
-from diffusion_jax.data.words import encoded
 from diffusion_jax.denoisers.guidance import GUIDANCE, within
 from diffusion_jax.denoisers.network import doubled, make_denoiser
 from diffusion_jax.denoisers.precondition import INPUTS
@@ -32,12 +33,16 @@ from diffusion_jax.process.oracle import DENSITIES, Mixture
 from diffusion_jax.process.pace import PACES
 from diffusion_jax.process.prediction import PREDICTIONS
 from diffusion_jax.process.schedules import SCHEDULES
+from diffusion_jax.prompts import Prompts, make_prompts, spoken, told_for
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.solvers.solver import sample
+from diffusion_jax.starts import Start, make_start
 from diffusion_jax.training.ema import AVERAGES, Average
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import TrainState, start_state
 from diffusion_jax.types import Apply, Array, Batch, Denoiser, Key, LossFn, Params, Schedule, Solver
+
+DISTILLED = "distilled"  # guidance whose scale a network is told, for one evaluation and not two
 
 
 class Sampling(NamedTuple):
@@ -60,7 +65,8 @@ class Exact(NamedTuple):
 class Model(NamedTuple):
     """A network on a path: `apply` is fed as its `input` says, and its output is of kind `prediction`.
 
-    `told` is what an example's `cond` holds, by shape and dtype.
+    `told` is what an example's `cond` holds, by shape and dtype, `prompts` what makes captions into it, and `codec`
+    what makes samples into images where they are latents.
     """
 
     schedule: Schedule
@@ -69,6 +75,10 @@ class Model(NamedTuple):
     prediction: Any
     classes: int
     told: dict[str, jax.ShapeDtypeStruct]
+    prompts: Prompts
+    codec: Codec | None
+    bare: Apply  # without its input
+    adapted: Adapted
 
 
 class Training(NamedTuple):
@@ -81,6 +91,7 @@ class Training(NamedTuple):
     optimizer: Any
     rate: Callable[[Any], Any]
     averages: dict[str, Average]
+    begin: Start | None  # where its parameters are not drawn at random
 
 
 def make_exact(config: Any) -> Exact:
@@ -103,7 +114,8 @@ def make_sampling(config: Any, schedule: Schedule) -> Sampling:
 def make_model(config: Any, info: Any) -> Model:
     """Build the network, for data such as `info` describes, and what feeds it."""
     schedule, loss = make_schedule(config), config["loss"]
-    told = _told(config["cond"], info)
+    codec, prompts = make_codec(config["latent"]), make_prompts(config["text"], info)
+    told = _told(config["cond"], {**info.shapes, **prompts.shapes})
     channels, classes = info.shapes["x"][-1], info.num_classes if "label" in told else 0
     prediction, learned = loss["prediction"], "learned_variance"
     if loss["name"] == "hybrid" and choose(PREDICTIONS, prediction, "prediction").name != learned:
@@ -112,13 +124,15 @@ def make_model(config: Any, info: Any) -> Model:
     spec = {**config["network"], "channels": channels, "out_channels": out_channels}
     for name, what in told.items():
         keyword = keyword_of(name)
-        if keyword:
+        if keyword and name != "guidance":  # which the network knows itself
             spec[keyword] = what.shape[-1] if what.shape else classes
     if "image_size" in inspect.signature(lookup(NETWORKS, spec["name"], "network")).parameters:
-        spec["image_size"] = info.shapes["x"][0]
+        spec.setdefault("image_size", info.shapes["x"][0])
     module = _entry({"network": spec}, "network", NETWORKS)
-    apply = _entry(config, "input", INPUTS, apply_of(module), schedule)
-    return Model(schedule, module, apply, prediction, classes, told)
+    adapted = make_adapter(config["adapter"], module, _called_with(told, info.shapes["x"]))
+    bare = adapted.apply(apply_of(module))
+    apply = _entry(config, "input", INPUTS, bare, schedule)
+    return Model(schedule, module, apply, prediction, classes, told, prompts, codec, bare, adapted)
 
 
 def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any = None) -> Training:
@@ -131,9 +145,10 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any =
     if source is None:
         source = make_source(config["data"])
         check_expected(source, config["expects"])
+    speaking, cond = spoken(make_prompts(config["text"], source.info), config["cond"])
     batches = make_pipeline(
         source,
-        (*config["transforms"], *([{"name": "condition", "entries": config["cond"]}] if config["cond"] else ())),
+        (*config["transforms"], *speaking, *([{"name": "condition", "entries": cond}] if cond else ())),
         batch_size=at_least(part, "batch_size", 1, under="training."),
         seed=config["seed"],
         shard=shard,
@@ -143,18 +158,23 @@ def make_training(config: Any, *, shard: tuple[int, int] = (0, 1), source: Any =
     loss = dict(config["loss"])
     if loss["name"] == "denoising":
         loss["global_batch"] = part["batch_size"]
-    optimizer, rate = make_optimizer(part["optimizer"], part["rate"], clip=part["clip"] or None)
+    optimizer, rate = make_optimizer(
+        part["optimizer"], part["rate"], clip=part["clip"] or None, held=model.adapted.held
+    )
     for key in ("steps", "parts", "log_every", "save_every"):
         at_least(part, key, 1, under="training.")
     averages = {name: choose(AVERAGES, spec, f"average '{name}'") for name, spec in part["averages"].items()}
     loss_fn = _entry({"loss": loss}, "loss", LOSSES, model.apply, model.schedule)
-    return Training(model, source, batches, loss_fn, optimizer, rate, averages)
+    return Training(model, source, batches, loss_fn, optimizer, rate, averages, make_start(config["start"]))
 
 
 def start(config: Any, training: Training) -> TrainState:
     """Return the state before the first step."""
+    module, example = training.model.module, _example(training)
     key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
-    return _started(config, training, initialize(training.model.module, key, _example(training)))
+    if training.begin is not None:
+        return _started(config, training, training.begin(shapes_of(module, example)))
+    return _started(config, training, initialize(module, key, example))
 
 
 def state_shapes(config: Any, training: Training) -> TrainState:
@@ -168,37 +188,86 @@ def make_sampler(
 ) -> Callable[[Params, Key, Array, Batch], Array]:
     """Return draw(params, key, indices, cond): samples whose noise belongs to their global index alone.
 
-    Samplers of one model that are given the same dict `compiled` share their programs: another grid of as many steps
-    or another scale of guidance is not compiled anew.
+    From what the network is told to the samples, decoded where they are latents, it is one program. Samplers of one
+    model that are given the same dict `compiled` share their programs: other prompts, another grid of as many steps or
+    another scale of guidance are not compiled anew.
     """
-    part, sampling = config["sampling"], make_sampling(config, model.schedule)
+    shape = diffused_shape(config, model, info)
+    model = sized(config, model, info)
+    part, sampling, codec = config["sampling"], make_sampling(config, model.schedule), model.codec
     returned, scale = lookup(RETURNED, part["returned"], "returned"), part["guidance"].get("scale", 1.0)
 
     def run(params, key, indices, cond, values):
-        times, scale = values
+        times, scale, null, decoder = values
         start_key, solver_key = jax.random.split(key)
-        zeros = jnp.zeros((indices.shape[0], *info.shapes["x"]))
+        zeros = jnp.zeros((indices.shape[0], *shape))
         x = prior(model.schedule, example_keys(start_key, indices), zeros, times[0])
         spec = dict(part["guidance"]) | ({"scale": scale} if "scale" in part["guidance"] else {})
-        denoise = guided(spec, model, params, cond)
+        denoise = guided(spec, model, params, cond, null)
         denoise = _entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
         x = sample(denoise, sampling.solver, times, x, solver_key, indices=indices)[0]
-        return returned(denoise, x, times[-1])
+        x = returned(denoise, x, times[-1])
+        return x if codec is None else codec.ways(decoder).decode(x)
 
-    fixed = [part["solver"], {**part["guidance"], "scale": None}, part["threshold"], part["returned"]]
+    fixed = [part["solver"], {**part["guidance"], "scale": None}, part["threshold"], part["returned"], shape]
     jitted = ({} if compiled is None else compiled).setdefault(str(fixed), jax.jit(run))
 
     def draw(params, key, indices, cond):
-        return jitted(params, key, indices, cond, (sampling.times, jnp.asarray(scale, jnp.float32)))
+        null = unconditional(config, model, cond)
+        decoder = None if codec is None else codec.params()
+        return jitted(params, key, indices, cond, (sampling.times, jnp.asarray(scale, jnp.float32), null, decoder))
 
+    if part["guidance"]["name"] == DISTILLED and "guidance" not in model.told:
+        raise ValueError("config.sampling.guidance is distilled, of which this network was not told in training.")
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
         raise ValueError(
             f"config.sampling.label is {part['label']}; classes are 0 to {model.classes - 1}, and -1 takes all in turn."
         )
-    cond = conditions(config, model, np.zeros(1, int))
-    denoise = guided(part["guidance"], model, {}, cond)  # says its errors, as does the next
+    if "text" in model.told:
+        model.prompts.tokens([*_captions(part), part["negative"]])  # says its errors, as do the next two
+    cond = {name: np.zeros((1, *one.shape), one.dtype) for name, one in model.told.items()}
+    denoise = guided(part["guidance"], model, {}, cond, cond)
     _entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
     return draw
+
+
+def diffused_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
+    """Return the shape of what is diffused into a sample: that of the data, unless `sampling.size` says another."""
+    shape, size, factor = info.shapes["x"], tuple(config["sampling"]["size"]), model.codec.factor if model.codec else 1
+    if not size:
+        return shape
+    if (
+        len(shape) != 3
+        or len(size) != 2
+        or any(not isinstance(side, int) or side < 1 or side % factor for side in size)
+    ):
+        raise ValueError(
+            f"config.sampling.size is {size}; it must be a height and a width in pixels"
+            + (f", both multiples of {factor}, which is a pixel of the latents." if factor > 1 else ", of images.")
+        )
+    shape = (*(side // factor for side in size), shape[-1])
+    try:
+        shapes_of(model.module, _called_with(model.told, shape))
+    except ValueError as error:
+        raise ValueError(f"config.sampling.size is {size}, which the network does not take: {error}") from None
+    return shape
+
+
+def sized(config: Any, model: Model, info: Any) -> Model:
+    """Return a model for samples of `sampling.size`: where its pace depends on the tokens of an image, at another."""
+    pace, before = config["pace"], info.shapes["x"]
+    if pace["name"] != "sequence_shift" or not config["sampling"]["size"]:
+        return model
+    shape = diffused_shape(config, model, info)
+    tokens = round(pace["tokens"] * shape[0] * shape[1] / (before[0] * before[1]))
+    schedule = make_schedule({"schedule": config["schedule"], "pace": {**pace, "tokens": tokens}})
+    return model._replace(schedule=schedule, apply=_entry(config, "input", INPUTS, model.bare, schedule))
+
+
+def drawn_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
+    """Return the shape of a sample."""
+    shape, codec = diffused_shape(config, model, info), model.codec
+    return shape if codec is None else (*(side * codec.factor for side in shape[:2]), codec.channels)
 
 
 def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
@@ -206,9 +275,18 @@ def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
     told = {}
     if "label" in model.told:
         told["label"] = jnp.asarray(labels_of(config, model, indices), jnp.int32)
-    if "text" in model.told:
-        told |= _texts(model, captions_of(config, indices))
+    told |= _texts(model, captions_of(config, indices))
+    guidance = config["sampling"]["guidance"]
+    if "guidance" in told and guidance["name"] == DISTILLED:
+        told["guidance"] = jnp.full(len(indices), guidance["scale"], jnp.float32)
     return told
+
+
+def unconditional(config: Any, model: Model, cond: Any) -> dict[str, Any]:
+    """Return what guidance tells instead of `cond`: the null label, and for captions `sampling.negative`."""
+    null = _texts(model, [config["sampling"]["negative"]])
+    null = {name: jnp.broadcast_to(value, cond[name].shape) for name, value in null.items()}
+    return {**cond, **null} | ({"label": jnp.full_like(cond["label"], model.classes)} if "label" in cond else {})
 
 
 def labels_of(config: Any, model: Model, indices: Any) -> Any:
@@ -219,15 +297,14 @@ def labels_of(config: Any, model: Model, indices: Any) -> Any:
 
 def captions_of(config: Any, indices: Any) -> list[str]:
     """Return the captions of the samples of these global indices: those of `sampling.captions` in turn."""
-    captions = config["sampling"]["captions"] or ("",)
-    captions = (captions,) if isinstance(captions, str) else captions
+    captions = _captions(config["sampling"])
     return [captions[index % len(captions)] for index in indices]
 
 
-def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
-    """Return the denoiser of a model under `cond`, guided as `spec` says; None is without guidance."""
+def guided(spec: Any, model: Model, params: Params, cond: Any, null: Any = None) -> Denoiser:
+    """Return the denoiser of a model under `cond`, guided away from `null` as `spec` says; None is without guidance."""
     build = {"prediction": model.prediction}
-    if spec is None or spec["name"] == "none":
+    if spec is None or spec["name"] in ("none", DISTILLED):
         return make_denoiser(model.apply, params, model.schedule, **build, cond=cond)
     if not cond:
         raise ValueError(
@@ -238,11 +315,6 @@ def guided(spec: Any, model: Model, params: Params, cond: Any) -> Denoiser:
     guide = lookup(GUIDANCE, spec["name"], "guidance")
     if "schedule" in inspect.signature(guide).parameters:
         keywords["schedule"] = model.schedule
-    null = {**cond}
-    if "label" in cond:
-        null["label"] = jnp.full_like(cond["label"], model.classes)
-    if "text" in cond:
-        null |= _texts(model, [""] * cond["text"].shape[0])
     conditional, unconditional = doubled(model.apply, params, model.schedule, **build, cond=cond, null=null)
     denoise = choose(
         {spec["name"]: guide}, {"name": spec["name"], **keywords}, "guidance", conditional, unconditional, spec["scale"]
@@ -257,16 +329,20 @@ def at_least(config: Any, key: str, least: int, *, under: str = "") -> int:
     return config[key]
 
 
+def _called_with(told, shape):
+    """Return what the network is called with for an x of this shape, by shape and dtype."""
+    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in told.items()}
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32), cond
+
+
 def _example(training):
-    """Return what the network is called with, by shape and dtype."""
-    x = jax.ShapeDtypeStruct((1, *training.batches.info.shapes["x"]), jnp.float32)
-    cond = {name: jax.ShapeDtypeStruct((1, *one.shape), one.dtype) for name, one in training.model.told.items()}
-    return x, jax.ShapeDtypeStruct((1,), jnp.float32), cond
+    return _called_with(training.model.told, training.batches.info.shapes["x"])
 
 
 def _started(config, training, params):
     """Return the state that starts at these parameters, with those that the loss adds."""
-    params, history, loss = dict(params), None, config["loss"]
+    key = jax.random.fold_in(jax.random.key(config["seed"]), 2)
+    params, history, loss = dict(training.model.adapted.begin(params, key)), None, config["loss"]
     if loss["name"] == "denoising":
         if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:
             params["uncertainty"] = start_uncertainty()
@@ -276,10 +352,10 @@ def _started(config, training, params):
     return start_state(params, training.optimizer, training.averages, key, history=history)
 
 
-def _told(entries, info):
+def _told(entries, shapes):
     """Return what `cond` holds for an example, by shape and dtype."""
     kinds = {"label": jnp.int32, "text_mask": jnp.bool_}
-    return {name: jax.ShapeDtypeStruct(info.shapes[name], kinds.get(name, jnp.float32)) for name in entries}
+    return {name: jax.ShapeDtypeStruct(shapes[name], kinds.get(name, jnp.float32)) for name in entries}
 
 
 def _check_heard(entries):
@@ -292,11 +368,15 @@ def _check_heard(entries):
 
 
 def _texts(model, captions):
-    """Return what the network is told for captions that `words` encodes."""
-    length, width = model.told["text"].shape
-    pairs = [encoded(caption, length=length, width=width) for caption in captions]
-    text, mask = (jnp.asarray(np.stack(rows)) for rows in zip(*pairs, strict=True))
-    return {"text": text, "text_mask": mask} if "text_mask" in model.told else {"text": text}
+    """Return what the network is told for captions."""
+    if "text" not in model.told:
+        return {}
+    return {name: value for name, value in told_for(model.prompts, captions).items() if name in model.told}
+
+
+def _captions(part):
+    captions = part["captions"] or ("",)
+    return (captions,) if isinstance(captions, str) else captions
 
 
 def _entry(config, key, table, *args, under=""):

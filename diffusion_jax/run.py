@@ -19,6 +19,7 @@ from diffusion_jax.experiment import (
     state_shapes,
 )
 from diffusion_jax.nets.network import count
+from diffusion_jax.prompts import hear
 from diffusion_jax.samples import draw, picture
 from diffusion_jax.sweep import prepare_settings
 from diffusion_jax.trained import Trained, post_hoc_width, under
@@ -61,6 +62,8 @@ def prepare(config: Any, folder: Path) -> Run:
     if part.mapping == "pmap" and config.loss.get("times", {}).get("name") == "loss_adaptive":
         raise ValueError("loss-adaptive times remember the whole batch, which pmap never sees; take mapping=jit.")
     parallel = parallelize(make_step, mesh, mapping=part.mapping)
+    put, prompts = parallel.put_batch, training.model.prompts
+    parallel = parallel._replace(put_batch=lambda batch: put(hear(prompts, batch)))
     compiled: dict[str, Any] = {}
     answer = _prepare_evaluation(config, folder, training, compiled)
     held = workdir.open_workdir(folder, config) if jax.process_index() == 0 else None
@@ -187,8 +190,6 @@ def _named(training):
 def _describe(run, params):
     from clu import parameter_overview
 
-    info = _named(run.training)
-    noted = {"name": info.name, "shapes": info.shapes, "classes": info.classes, "range": info.range}
-    workdir.write_json(run.folder / "data.json", noted)
+    workdir.write_info(run.folder, _named(run.training))
     overview = parameter_overview.get_parameter_overview(params, include_stats=False)
     (run.folder / "parameters.txt").write_text(overview + "\n", encoding="utf-8")

@@ -128,5 +128,7 @@ def origin(model: Trained, folder: Path, *, drawn: bool = True) -> dict[str, Any
         "returned": part["returned"],
         "label": part["label"],
         "captions": part["captions"],
+        "negative": part["negative"],
+        "size": part["size"],
         "seed": part["seed"],
     }

@@ -80,6 +80,12 @@ def config_differences(workdir: Path, config: ConfigDict) -> list[str]:
     ]
 
 
+def write_info(workdir: Path, info: Any) -> None:
+    """Note what a run's data are like."""
+    noted = {"name": info.name, "shapes": info.shapes, "classes": info.classes, "range": info.range}
+    write_json(workdir / "data.json", noted)
+
+
 def note_start(workdir: Path, step: int) -> None:
     """Add this start to run.json."""
     import jax

@@ -19,7 +19,7 @@ from tests.runs import train
 CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "base"}
 ELSEWHERE = [name for name in CONFIGS if name.startswith(("cifar10", "imagenet"))]  # whose data are not embedded
 TESTED_ELSEWHERE = {"exact_2d", "toy_2d", "quickstart"}
-EMBEDDED = {"captions"}
+EMBEDDED = {"captions", "finetune", "finetune_lora"}
 MILLIONS = {  # as the papers and their code count them
     "cifar10_ddpm": 35.7,
     "cifar10_edm": 55.7,

@@ -16,7 +16,19 @@ PACKAGE = ROOT / "diffusion_jax"
 MATHS = {"process", "denoisers", "solvers", "losses"}
 EVERY_ROOM = MATHS | {"editing", "distill", "nets", "pretrained", "evaluation", "training", "data"}
 
-ABOVE = {"assess", "config", "experiment", "plots", "samples", "sides", "trained", "truth", "workdir"}
+BESIDE = {"adapters", "codecs", "prompts"}  # what a model needs beside its network
+ABOVE = BESIDE | {
+    "starts",
+    "assess",
+    "config",
+    "experiment",
+    "plots",
+    "samples",
+    "sides",
+    "trained",
+    "truth",
+    "workdir",
+}
 
 # Who may import whom: a room, or a file of the first level. `types`, `naming`, `files` and `devices` are everybody's;
 # `types` and `devices` load JAX, which data must not.
@@ -37,7 +49,11 @@ MAY_IMPORT = {
     "training": set(),
     "data": set(),
     "plots": set(),
-    "experiment": EVERY_ROOM,
+    "adapters": EVERY_ROOM,
+    "codecs": EVERY_ROOM,
+    "prompts": EVERY_ROOM,
+    "starts": EVERY_ROOM | {"workdir"},
+    "experiment": EVERY_ROOM | BESIDE | {"starts"},
     "config": set(),
     "workdir": set(),
     "trained": EVERY_ROOM | {"config", "experiment", "workdir"},
@@ -47,10 +63,12 @@ MAY_IMPORT = {
     "assess": EVERY_ROOM | {"experiment", "samples", "sides", "trained", "truth", "workdir"},
     "sweep": EVERY_ROOM | {"assess", "trained"},
     "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir"},
-    "run": EVERY_ROOM | {"assess", "experiment", "plots", "samples", "sweep", "trained", "truth", "workdir"},
+    "encoded": EVERY_ROOM | {"codecs"},
+    "imported": EVERY_ROOM | {"codecs", "config", "experiment", "workdir"},
+    "run": EVERY_ROOM | {"assess", "experiment", "plots", "prompts", "samples", "sweep", "trained", "truth", "workdir"},
     "ablation": EVERY_ROOM | ABOVE | {"launch", "sweep"},
-    "launch": EVERY_ROOM | {"config", "experiment", "workdir"},
-    "cli": EVERY_ROOM | ABOVE | {"bits", "run", "sweep", "ablation", "launch"},
+    "launch": EVERY_ROOM | {"config", "experiment", "prompts", "workdir"},
+    "cli": EVERY_ROOM | ABOVE | {"bits", "encoded", "imported", "run", "sweep", "ablation", "launch"},
     "__main__": {"cli"},
     "__init__": EVERY_ROOM,
 }

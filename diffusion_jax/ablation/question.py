@@ -16,6 +16,7 @@ from diffusion_jax.config import changed, load_config, made_by
 from diffusion_jax.experiment import make_sampler, make_schedule, make_training
 from diffusion_jax.launch.job import Job, check_name
 from diffusion_jax.losses.objective import Objective, same_objective
+from diffusion_jax.starts import inherited
 from diffusion_jax.trained import Trained, under
 from diffusion_jax.workdir import plain
 
@@ -79,7 +80,7 @@ def runs_of(ablation: Ablation, out: Path) -> list[Run]:
         }
         overrides = {**ablation.fixed, **measured, **arm}
         try:
-            config = changed(base, overrides)
+            config = inherited(changed(base, overrides))
             if not any(dict(run.arm, seed=0) == dict(arm, seed=0) for run in runs):  # another seed is as good
                 check(config)
         except ValueError as error:

@@ -9,7 +9,7 @@ as a whole by `--config.schedule=cosine` or `--config.schedule="{'name': 'cosine
 import ast
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from diffusion_jax.config import load_config
 from diffusion_jax.launch.backends import BACKENDS
 from diffusion_jax.launch.job import Job, check_label, label
 from diffusion_jax.naming import suggestion
+from diffusion_jax.starts import inherited
 from diffusion_jax.workdir import read_config
 
 
@@ -72,7 +73,7 @@ def read(argv: Sequence[str]) -> Arguments:
         raise ValueError("where should the results go? Give --workdir, as in --workdir runs/toy.")
     if Path(values.workdir).exists() and not Path(values.workdir).is_dir():
         raise ValueError(f"--workdir {values.workdir} is a file; it must be a folder, or not be there yet.")
-    return Arguments(values.config, Path(values.workdir))
+    return Arguments(inherited(values.config), Path(values.workdir))
 
 
 def read_sampling(argv: Sequence[str]) -> SamplingArguments:
@@ -101,7 +102,7 @@ def read_evaluation(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
     given: dict[str, Any] = {name: values[name].value for name in ("metrics", "samples", "reference", "step")}
     given |= {name: Path(str(values[name].value)) for name in ("workdir", "images") if values[name].value}
     if values.features:
-        given["features"] = _EntryParser().parse(values.features)
+        given["features"] = entry(values.features)
     if workdir is not None:
         given["sampling"] = values.config
     if values.seeds:
@@ -133,7 +134,21 @@ def read_plan(argv: Sequence[str]) -> PlanArguments:
     flags.DEFINE_boolean("largest", True, "look for the largest batch", flag_values=values)
     _parse(values, load_config(source), argv)
     out = values.out and Path(values.out)
-    return PlanArguments(values.config, values.topology, values.work, values.largest, out)
+    return PlanArguments(inherited(values.config), values.topology, values.work, values.largest, out)
+
+
+def options(argv: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the command line of a command without a config: options of the types of their defaults."""
+    values = flags.FlagValues()
+    for name, default in defaults.items():
+        _DEFINE[type(default)](name, default, name, flag_values=values)
+    _parse(values, ConfigDict(), list(argv))
+    return {name: values[name].value for name in defaults}
+
+
+def entry(text: str) -> ConfigDict:
+    """Read an entry as it is given on the command line: a bare name, or a dict of the name and its keywords."""
+    return _EntryParser().parse(text)
 
 
 def read_report(argv: Sequence[str]) -> dict[str, Any]:
@@ -204,11 +219,10 @@ def read_name(argv: Sequence[str], example: str) -> tuple[str, bool]:
 
 def _define_options(values):
     """Define the options of all backends, whose types are those of their keywords."""
-    define = {int: flags.DEFINE_integer, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}
     for backend in BACKENDS.values():
         for name, parameter in inspect.signature(backend).parameters.items():
             if name not in values:
-                define[parameter.annotation](name, None, name, flag_values=values)
+                _DEFINE[parameter.annotation](name, None, name, flag_values=values)
 
 
 def _options(values):
@@ -342,3 +356,6 @@ class _EntryParser(flags.ArgumentParser):
 
     def flag_type(self):
         return "a name, or a dict of a name and its keywords"
+
+
+_DEFINE = {int: flags.DEFINE_integer, bool: flags.DEFINE_boolean, str: flags.DEFINE_string}

@@ -50,10 +50,12 @@ def _overview():
 COMMANDS = {
     "plan": "compile a config for a TPU pod that is not here: does it fit, and what can it reach at most?",
     "train": "train a model, or go on with a run that was stopped",
+    "encode": "encode a data set once, to train on its latents",
     "launch": "train on this machine's processes, on a TPU pod, on Kubernetes or on SLURM",
     "status": "say how the jobs of a launch are",
     "logs": "show what the jobs of a launch said last",
     "stop": "end the jobs of a launch, and give back what they held",
+    "import_weights": "make a run of someone else's model, to sample, measure and train",
     "sample": "draw from a trained model",
     "evaluate": "measure a trained model, or any set of images: FID and its family",
     "likelihood": "measure the bits per dimension of a trained model on data",

@@ -111,6 +111,23 @@ def write_records(path: str | os.PathLike, examples: Iterable[Example], *, class
     return count
 
 
+def write_npz(path: str | os.PathLike, examples: Iterable[Example], *, classes: Sequence[str] = ()) -> int:
+    """Write examples to an .npz file that `array` reads, and return their number; all are held in memory."""
+    path, held = Path(path), list(examples)
+    if path.suffix != ".npz":
+        raise ValueError(f"write_npz: {path} must end in .npz.")
+    arrays: dict[str, Any] = {name: np.stack([example[name] for example in held]) for name in held[0]}
+    np.savez(path, **arrays | ({"classes": np.asarray(classes)} if classes else {}))
+    return len(held)
+
+
+def note(path: str | os.PathLike, **values: Any) -> None:
+    """Note more in the file that lies beside a file of examples."""
+    beside = _beside(Path(path))
+    held = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    beside.write_text(json.dumps(held | values) + "\n", encoding="utf-8")
+
+
 def packed(example: Example) -> bytes:
     """Turn an example into a record."""
     header, parts = {}, []

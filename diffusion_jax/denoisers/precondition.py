@@ -53,4 +53,13 @@ def log_sigma(apply: Apply, schedule: Schedule) -> Apply:
     return told
 
 
-INPUTS = {"plain": plain, "edm": precondition, "steps": steps, "log_sigma": log_sigma}
+def sigma(apply: Apply, schedule: Schedule) -> Apply:
+    """Tell a network sigma for a time, and leave x as it is: the time of a straight path, whatever its pace."""
+
+    def told(params, x, t, cond):
+        return apply(params, x, schedule.sigma(as_float(t)), cond)
+
+    return told
+
+
+INPUTS = {"plain": plain, "edm": precondition, "steps": steps, "log_sigma": log_sigma, "sigma": sigma}

@@ -15,6 +15,7 @@ from diffusion_jax.data.blank import blank
 from diffusion_jax.devices import BATCH, layout
 from diffusion_jax.experiment import Training, conditions, make_sampler, make_training, state_shapes
 from diffusion_jax.launch.traffic import Traffic, traffic_of
+from diffusion_jax.prompts import hear
 from diffusion_jax.training.chips import chip_of
 from diffusion_jax.training.flops import flops_of
 from diffusion_jax.training.parallel import make_mesh, parallelize
@@ -71,7 +72,8 @@ def training_work(config: Any, devices: Sequence[Any]) -> Work:
         training = _training(config, batch)
         make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
         parallel = parallelize(make_step, mesh)
-        example = jax.tree.map(jnp.asarray, _training(config, 1).batches[0])  # shows what a batch is like
+        one = hear(training.model.prompts, _training(config, 1).batches[0])  # shows what a batch is like
+        example = jax.tree.map(jnp.asarray, one)
         split = NamedSharding(mesh, PartitionSpec(BATCH))
         shapes = jax.tree.map(lambda leaf: _shape(leaf, split, batch=batch), example)
         state = parallel.alike(state_shapes(config, training))

@@ -35,25 +35,30 @@ def load_dit(folder: str | Path, *, dtype: str = "float32", variant: str = "", p
     found = read_config(folder, KINDS, "load_dit")
     config = _DEFAULTS[found["_class_name"]] | found
     check_known(config, _KNOWN, folder)
-    module = dit(
-        channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        size={
-            "name": "custom",
-            "width": config["num_attention_heads"] * config["attention_head_dim"],
-            "depth": config["num_layers"],
-            "heads": config["num_attention_heads"],
-        },
-        patch=config["patch_size"],
-        grid=config["sample_size"] // config["patch_size"],
-        mlp_epsilon=config["norm_eps"],
-        embedders="each",
-        time={"name": "sinusoidal", "time_scale": 1.0, "shift": 1.0},
-        num_classes=config["num_embeds_ada_norm"],
-        dropout=config["dropout"],
-        dtype=dtype,
-    )
+    module = dit(**keywords_of(config), dtype=dtype)
     return _loaded(module, open_tensors(folder, variant=variant), config, dtype, put)
+
+
+def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of diffusers as keywords of `dit`."""
+    heads = config["num_attention_heads"]
+    return {
+        "channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "size": {
+            "name": "custom",
+            "width": heads * config["attention_head_dim"],
+            "depth": config["num_layers"],
+            "heads": heads,
+        },
+        "patch": config["patch_size"],
+        "grid": config["sample_size"] // config["patch_size"],
+        "mlp_epsilon": config["norm_eps"],
+        "embedders": "each",
+        "time": {"name": "sinusoidal", "time_scale": 1.0, "shift": 1.0},
+        "num_classes": config["num_embeds_ada_norm"],
+        "dropout": config["dropout"],
+    }
 
 
 def load_dit_file(path: str | Path, *, heads: int = 0, dtype: str = "float32") -> Pretrained:

@@ -6,22 +6,13 @@ which only the library sentencepiece reads; transformers turns it into the other
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_jax.nets import checks
-from diffusion_jax.pretrained.tokenizer import library_for
+from diffusion_jax.pretrained.tokenizer import Tokens, library_for
 
 PAD, END = "<pad>", "</s>"
-
-
-class Tokens(NamedTuple):
-    """Tokens int32 (N, length), which of them exist, and what of each text there was no room for, mostly nothing."""
-
-    ids: np.ndarray
-    mask: np.ndarray
-    cut: tuple[str, ...]
 
 
 def t5_tokenizer(folder: str | Path, *, length: int = 512) -> Callable[[Sequence[str]], Tokens]:

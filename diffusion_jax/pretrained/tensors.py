@@ -8,6 +8,7 @@
 Names and shapes are read first, and tensors one at a time; only a file of PyTorch's is read whole.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,20 +69,45 @@ def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: s
 
 def open_tensors(folder: str | Path, *, variant: str = "") -> Tensors:
     """Find the weights of a folder, of a `variant` such as "fp16" if asked, and read their names and shapes."""
+    return _of_files(weight_files(folder, variant=variant))
+
+
+def weight_files(folder: str | Path, *, variant: str = "") -> list[Path]:
+    """Find the files of a folder's weights, one or several."""
     folder = Path(folder).expanduser()
     for stem in STEMS:
         for ending in ("safetensors", "bin"):
             whole = folder / ".".join(filter(None, (stem, variant, ending)))
             index = folder / ".".join(filter(None, (stem, ending, "index", variant, "json")))
             if whole.is_file():
-                return _of_files([whole])
+                return [whole]
             if index.is_file():
-                return _of_files(_shards(index))
+                return _shards(index)
     found = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
     raise ValueError(
         f"{folder} has no model.safetensors{f' of the variant {variant!r}' if variant else ''}; of weights it has "
         f"{', '.join(found) or 'none'}. A name like model.fp16.safetensors is the variant 'fp16'."
     )
+
+
+def identity(folder: str | Path, *, variant: str = "") -> str:
+    """Return 16 digits of the sha256 of what is read of a folder: its config.json and its weights."""
+    total = hashlib.sha256()
+    for path in (Path(folder).expanduser() / CONFIG, *weight_files(folder, variant=variant)):
+        total.update(f"{path.name};".encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def check_identity(folder: str | Path, known: str, *, variant: str = "") -> None:
+    """Refuse a folder that has not the identity it had; "" is known of none."""
+    found = identity(folder, variant=variant) if known else ""
+    if found != known:
+        raise ValueError(
+            f"{folder} holds other files than when this run was made (their hash is {found} and was {known}): put the "
+            "old ones back, or import the new ones into a folder of their own."
+        )
 
 
 def open_file(path: str | Path) -> Tensors:

@@ -5,9 +5,10 @@ are joined, merges.txt, and the rest is the same for every CLIP. Both are read b
 """
 
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,22 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+class Tokens(NamedTuple):
+    """Tokens int32 (N, length), which of them exist, and what of each text there was no room for, mostly nothing."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    cut: tuple[str, ...]
+
+
 def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequence[str]], np.ndarray]:
-    """Return a function from texts to int32 (N, length): start, pieces, end, and ends to fill the rest.
+    """Return a function from texts to int32 (N, length), the `ids` of `clip_tokens`."""
+    tokens = clip_tokens(folder, length=length)
+    return lambda texts: tokens(texts).ids
+
+
+def clip_tokens(folder: str | Path, *, length: int = 77) -> Callable[[Sequence[str]], Tokens]:
+    """Return a function from texts to `Tokens`: start, pieces, end, and what fills the rest, which is mostly ends.
 
     A text that is too long loses its last pieces, not its end.
     """
@@ -32,11 +47,19 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequenc
             f"clip_tokenizer: {folder} has neither tokenizer.json nor vocab.json with merges.txt, which lie in the "
             "folder of a whole CLIP and, in a folder of Stable Diffusion, in `tokenizer`."
         )
+    pad = _pad(folder)
+    pad = pad if tokenizer.token_to_id(pad) is not None else END
     tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(END), pad_token=END)
+    tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
 
     def tokens(texts):
-        return np.array([text.ids for text in tokenizer.encode_batch(list(texts))], np.int32).reshape(-1, length)
+        texts = list(texts)
+        found = tokenizer.encode_batch(texts)
+        ids, mask = (
+            np.array([getattr(text, name) for text in found], np.int32).reshape(-1, length)
+            for name in ("ids", "attention_mask")
+        )
+        return Tokens(ids, mask.astype(bool), tuple(map(_cut, texts, found)))
 
     return tokens
 
@@ -47,6 +70,26 @@ def library_for(wanted: str) -> Any:
         return importlib.import_module("tokenizers")
     except ImportError:
         raise ValueError(f"{wanted}: it needs the library `tokenizers`: pip install tokenizers.") from None
+
+
+def _cut(text, found):
+    """Return the text from the first piece that was left out; its start and its end are told, not taken from it."""
+    if not found.overflowing:
+        return ""
+    rest = found.overflowing[0]
+    first = next(place for place, told in enumerate(rest.special_tokens_mask) if not told)
+    return text[rest.offsets[first][0] :].strip()
+
+
+def _pad(folder):
+    """Return the token that fills a row: what the folder says, or else the end."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            word = said.get("content") if isinstance(said, dict) else said
+            if word:
+                return word
+    return END
 
 
 def _of_pieces(library, folder):

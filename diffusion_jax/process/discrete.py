@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.naming import choose
+from diffusion_jax.naming import choose, lookup
 from diffusion_jax.process import table
 from diffusion_jax.types import Schedule
 
@@ -107,9 +107,13 @@ def rescale_zero_terminal(betas: Any) -> np.ndarray:
     return 1 - np.append(left[0], left[1:] / left[:-1]) ** 2
 
 
-def discrete(*, world: Any) -> Schedule:
-    """Lay a path through the steps of a world, named as in WORLDS: {"name": "scaled_linear", "steps": 1000}."""
-    return choose(WORLDS, world, "world").schedule
+def discrete(*, world: Any, terminal: str = "kept") -> Schedule:
+    """Lay a path through the steps of a world, named as in WORLDS: {"name": "scaled_linear", "steps": 1000}.
+
+    With `terminal` "zero" its betas are rescaled to end in pure noise, Eq. (1).
+    """
+    made = choose(WORLDS, world, "world")
+    return from_betas(lookup(_TERMINALS, terminal, "terminal of discrete")(made.betas)).schedule
 
 
 def _check(what, steps, beta_start, beta_end):
@@ -125,3 +129,5 @@ WORLDS = {
     "squared_cosine": squared_cosine,
     "sigmoid": sigmoid,
 }
+
+_TERMINALS = {"kept": lambda betas: betas, "zero": rescale_zero_terminal}

@@ -84,23 +84,33 @@ def quadratic(schedule: Schedule, steps: int, *, start: float = 1.0, end: float 
 
 
 def leading(
-    schedule: Schedule, steps: int, *, train_steps: int = 1000, offset: int = 0, include_zero: bool = True
+    schedule: Schedule,
+    steps: int,
+    *,
+    train_steps: int = 1000,
+    offset: int = 0,
+    include_zero: bool = True,
+    last: int = -1,
 ) -> Array:
     """Take every (T // steps)-th integer step from 0 up, then add `offset`: the noisiest step is left out.
 
-    Without `include_zero` it is every (T // (steps + 1))-th, and step 0 is left out too.
+    Without `include_zero` it is every (T // (steps + 1))-th, and step 0 is left out too. `last` is where the grid ends:
+    at step -1, which is clean data, or at one that is not.
     """
     _check_steps("leading", steps, train_steps)
     first = 0 if include_zero else 1
     stride = train_steps // (steps + first)
-    return _at_indices("leading", schedule, (np.arange(steps) + first)[::-1] * stride + offset, train_steps)
+    return _at_indices("leading", schedule, (np.arange(steps) + first)[::-1] * stride + offset, train_steps, last)
 
 
-def trailing(schedule: Schedule, steps: int, *, train_steps: int = 1000) -> Array:
-    """Take integer steps evenly from T - 1 down, so that sampling starts at pure noise (Lin et al. 2024)."""
+def trailing(schedule: Schedule, steps: int, *, train_steps: int = 1000, last: int = -1) -> Array:
+    """Take integer steps evenly from T - 1 down, so that sampling starts at pure noise (Lin et al. 2024).
+
+    `last` is as in `leading`.
+    """
     _check_steps("trailing", steps, train_steps)
     indices = np.round(train_steps * (steps - np.arange(steps)) / steps) - 1
-    return _at_indices("trailing", schedule, indices, train_steps)
+    return _at_indices("trailing", schedule, indices, train_steps, last)
 
 
 def linspace(
@@ -196,13 +206,13 @@ def _level(what, name, schedule, given, end):
     return level
 
 
-def _at_indices(what, schedule, indices, train_steps):
+def _at_indices(what, schedule, indices, train_steps, last=-1):
     if indices[0] >= train_steps or indices[-1] < 0:
         raise ValueError(
             f"{what}: the grid goes from step {indices[0]:g} to step {indices[-1]:g}; steps of this world are 0 to "
             f"{train_steps - 1}. Lower `offset`."
         )
-    return checked(schedule, np.append((indices + 1) / train_steps, 0.0))
+    return checked(schedule, (np.append(indices, last) + 1) / train_steps)
 
 
 def _check_steps(what, steps, most=None):

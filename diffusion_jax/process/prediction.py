@@ -120,6 +120,18 @@ def velocity() -> Prediction:
     )
 
 
+def flow() -> Prediction:
+    """eps - x0, whatever the path and its pace: the straight path's velocity before its time was shifted."""
+    return Prediction(
+        "flow",
+        lambda output, x, r: Estimate(
+            (x - r.sigma * output) / (r.alpha + r.sigma), (x + r.alpha * output) / (r.alpha + r.sigma)
+        ),
+        lambda e, r: e.eps - e.x0,
+        lambda r: (r.alpha + r.sigma) / r.alpha,
+    )
+
+
 def edm(*, sigma_data: float = 0.5) -> Prediction:
     """EDM's F, Eq. (3); `precondition` scales the network's input to match."""
     if not sigma_data > 0:
@@ -170,6 +182,7 @@ PREDICTIONS = {
     "v": v,
     "score": score,
     "velocity": velocity,
+    "flow": flow,
     "edm": edm,
     "learned_variance": learned_variance,
 }

@@ -144,8 +144,9 @@ def test_help_teaches(capsys):
 def test_help_on_a_command_teaches(command, capsys):
     assert run([command, "--help"]) == 0
     said = capsys.readouterr().out
-    assert ("--workdir" in said or command == "plan") and f"python -m diffusion_jax {command}" in said
-    assert "--config." in said or command in ("report", "status", "logs", "stop")  # which change no run
+    assert "--workdir" in said or command in ("plan", "import_weights")
+    assert f"python -m diffusion_jax {command}" in said
+    assert "--config." in said or command in ("report", "status", "logs", "stop", "encode")  # which change no run
 
 
 def test_entries_are_replaced_whole_or_in_part():

@@ -38,6 +38,7 @@ GAINS = {
     "v": lambda alpha, sigma, dalpha, dsigma: alpha + sigma**2 / alpha,
     "score": lambda alpha, sigma, dalpha, dsigma: 1 / sigma,
     "velocity": lambda alpha, sigma, dalpha, dsigma: dsigma - dalpha * sigma / alpha,
+    "flow": lambda alpha, sigma, dalpha, dsigma: 1 + sigma / alpha,
     "edm": lambda alpha, sigma, dalpha, dsigma: np.sqrt((sigma / alpha / 0.5) ** 2 + 1),
     "learned_variance": lambda alpha, sigma, dalpha, dsigma: 1,
 }

@@ -92,6 +92,7 @@ def definition(kind, e, r):
         "v": r.alpha * e.eps - r.sigma * e.x0,
         "score": -e.eps / r.sigma,
         "velocity": r.dalpha * e.x0 + r.dsigma * e.eps,
+        "flow": e.eps - e.x0,
         "edm": (e.x0 - c_skip * x) / c_out,
         "learned_variance": e.eps,
     }[kind]

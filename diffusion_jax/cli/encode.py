@@ -1,0 +1,60 @@
+"""Encode a data set once, to train on its latents.
+
+    python -m diffusion_jax encode --workdir runs/sd15 --side 512 --out photos.array_record \\
+        --data "{'name': 'folder', 'path': 'photos'}"
+    python -m diffusion_jax train --config configs/finetune.py --workdir runs/photos \\
+        --config.start.folder=runs/sd15 --config.data.path=photos.array_record
+
+--workdir DIR       the run whose autoencoder, its config's `latent`, is taken
+--latent FOLDER     or an autoencoder's folder as diffusers writes it
+--data ENTRY        a source, as `data` is in a config
+--side N            images are shrunk and cropped to N by N
+--out FILE          an .array_record, or an .npz that is held in memory
+--mirrored          add the mirror image of every image
+--batch_size N      images that are encoded at once, by default 16
+
+What is written are examples with their labels and captions, and beside them the statistics of their latents.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.cli import arguments
+from diffusion_jax.codecs import make_codec
+from diffusion_jax.data import make_source
+from diffusion_jax.encoded import Encoding, encode, images
+from diffusion_jax.workdir import plain, read_config
+
+_OPTIONS = {"workdir": "", "latent": "", "data": "", "side": 0, "out": "", "mirrored": False, "batch_size": 16}
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+    """Check the request and find the data; return the job."""
+    asked = arguments.options(argv, _OPTIONS)
+    for name in ("data", "side", "out", "batch_size"):
+        if not asked[name]:
+            raise ValueError(f"encode: give --{name}; `encode --help` shows what it is.")
+    if bool(asked["workdir"]) == bool(asked["latent"]):
+        raise ValueError("which autoencoder? Give --workdir of a run, or --latent with a folder, and not both.")
+    latent: Any = {"name": "vae", "folder": asked["latent"]}
+    if asked["workdir"]:
+        config: Any = read_config(Path(asked["workdir"]))
+        latent = config.latent
+    codec = make_codec(latent)
+    if codec is None:
+        raise ValueError(f"the run in {asked['workdir']} has no autoencoder: its config.latent is none. Give --latent.")
+    data, side, out = arguments.entry(asked["data"]), asked["side"], Path(asked["out"])
+    if out.suffix not in (".array_record", ".npz"):
+        raise ValueError(f"encode: --out is {out}; it must end in .array_record or .npz.")
+    transforms = ({"name": "adm_crop", "side": side}, {"name": "to_unit"})
+    encoding = Encoding(make_source(data), transforms, codec, asked["batch_size"], asked["mirrored"])
+    images(encoding)  # says its errors
+
+    def job():
+        noted = encode(encoding, out, latent=plain(latent), data=plain(data), side=side)
+        for name in ("mean", "std"):
+            print(f"{name:<6}", *(f"{value:8.3f}" for value in noted[name]))
+        print(f"wrote {noted['count']} examples to {out}")
+
+    return job

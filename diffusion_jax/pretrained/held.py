@@ -1,0 +1,17 @@
+"""Networks that a model needs beside its own, such as what reads its prompts: they lie where they were."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from diffusion_jax.pretrained.tensors import check_identity
+
+
+@functools.lru_cache(maxsize=4)
+def held(load: Callable[..., Any], folder: str, *, known: str, dtype: str, variant: str) -> Any:
+    """Return what `load` reads of a folder whose `identity` must be as `known`, once; the last few are kept."""
+    check_identity(folder, known, variant=variant)
+    with jax.ensure_compile_time_eval():  # also where something is being traced
+        return load(folder, dtype=dtype, variant=variant)

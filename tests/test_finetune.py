@@ -1,0 +1,158 @@
+"""Data encoded once, and training that begins from another run."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.adapters import ADAPTERS
+from diffusion_jax.cli.main import run
+from diffusion_jax.codecs import make_codec
+from diffusion_jax.config import changed
+from diffusion_jax.data import make_source
+from diffusion_jax.encoded import Encoding, encode
+from diffusion_jax.experiment import make_training, start
+from diffusion_jax.imported import read_imported, write_imported
+from diffusion_jax.prompts import hear
+from diffusion_jax.starts import STARTS, inherited, make_start
+from diffusion_jax.trained import load
+from diffusion_jax.training.step import make_train_step
+from tests import pipelines
+
+CONFIG = Path(__file__).parent.parent / "configs" / "finetune.py"
+SHAPES = {"name": "shapes", "side": 16, "examples": 6, "entries": ("x", "caption")}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """An imported run and latents for it."""
+    root = tmp_path_factory.mktemp("parent")
+    write_imported(read_imported(pipelines.stable_diffusion(root / "sd")), root / "run")
+    config: Any = load(root / "run").config
+    codec = make_codec(config.latent)
+    assert codec is not None
+    asked = Encoding(make_source(SHAPES), ({"name": "to_unit"},), codec, batch_size=4, mirrored=True)
+    encode(asked, root / "latents.npz", side=16)
+    return root
+
+
+def config_of(root, **changes) -> Any:
+    made = runpy.run_path(str(CONFIG))["get_config"]()
+    values = {"start.folder": str(root / "run"), "data.path": str(root / "latents.npz"), "training.batch_size": 4}
+    return inherited(changed(made, values | changes))
+
+
+def test_latents_are_those_of_the_images_in_their_order_and_their_mirror_images(parent):
+    source, images = make_source({"name": "array", "path": str(parent / "latents.npz")}), make_source(SHAPES)
+    assert len(source) == 12 and source.info.shapes["x"] == (8, 8, 4)
+    codec = make_codec(load(parent / "run").config.latent)
+    assert codec is not None
+    run = jax.jit(lambda params, x: codec.ways(params).encode(x))
+    # The batches are 0 to 3, their mirror images, 4 and 5, and theirs.
+    for place, number, mirrored in ((1, 1, False), (5, 1, True), (8, 4, False), (11, 5, True)):
+        image = images[number]["x"].astype(np.float32) / 127.5 - 1
+        image = image[:, ::-1] if mirrored else image
+        np.testing.assert_allclose(source[place]["x"], run(codec.params(), image[None])[0], atol=1e-5)
+        assert source[place]["caption"] == images[number]["caption"]
+    noted = json.loads((parent / "latents.npz.json").read_text())
+    held = np.stack([source[place]["x"] for place in range(12)]).reshape(-1, 4)
+    np.testing.assert_allclose(noted["mean"], held.mean(0), atol=1e-6)
+    np.testing.assert_allclose(noted["std"], held.std(0), atol=1e-6)
+    assert noted["count"] == 12 and noted["side"] == 16
+
+
+def test_a_run_begins_with_what_it_starts_from_and_inherits_the_rest(parent):
+    config = config_of(parent)
+    imported = load(parent / "run")
+    for entry in ("network", "schedule", "input", "latent", "text", "loss"):
+        assert config[entry].to_dict() == imported.config[entry].to_dict()
+    assert config.cond == ("text",) and config.sampling.grid.to_dict() == imported.config.sampling.grid.to_dict()
+    training = make_training(config)
+    state = start(config, training)
+    jax.tree.map(np.testing.assert_array_equal, state.params, imported.params)
+    jax.tree.map(np.testing.assert_array_equal, state.averages["ema"], imported.params)
+    batch = hear(training.model.prompts, training.batches[0])
+    assert batch["cond"]["text"].shape == (4, 16, 24) and set(batch["cond"]) == {"text"}
+
+
+def test_what_is_inherited_may_have_other_keywords(parent):
+    config = config_of(parent, network={"name": "inherited", "dtype": "bfloat16", "remat": "blocks"})
+    assert config.network.dtype == "bfloat16" and config.network.width == 16
+
+
+@pytest.mark.parametrize("name", sorted(STARTS))
+def test_every_start_gives_the_parameters_of_a_network_like_its_own(parent, name):
+    begin = make_start({"name": name} | ({"folder": str(parent / "run")} if name == "run" else {}))
+    if name == "scratch":
+        assert begin is None
+        return
+    params = load(parent / "run").params
+    assert begin is not None
+    jax.tree.map(np.testing.assert_array_equal, begin(params), params)
+    other = params | {"last": {"bias": np.zeros(3, np.float32), "kernel": params["last"]["kernel"]}}
+    with pytest.raises(ValueError, match=r"another, in 1 of .* \(last/bias: \(4,\) there, \(3,\) here\)"):
+        begin(other)
+
+
+def test_what_cannot_be_inherited_is_refused(parent):
+    made = runpy.run_path(str(CONFIG))["get_config"]()
+    with pytest.raises(ValueError, match="names scratch. Give --config.start"):
+        inherited(changed(made, {"start": {"name": "scratch"}}))
+    with pytest.raises(ValueError, match="is no run's folder"):
+        inherited(changed(made, {"start.folder": "nowhere"}))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--side=16"], "give --data"),
+        (["--side=15", "--data=shapes"], "sides that are multiples of 2"),
+        (["--side=16", "--data=shapes", "--out=latents.zip"], "must end in .array_record or .npz"),
+        (["--side=16", "--data=shapes", "--latent=vae"], "and not both"),
+    ],
+)
+def test_mistakes_in_encoding_are_answered_in_one_line(parent, tmp_path, capsys, more, words):
+    given = more if any("--out" in word for word in more) else [*more, f"--out={tmp_path / 'latents.npz'}"]
+    assert run(["encode", "--workdir", str(parent / "run"), *given]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_what_is_held_stays_and_what_is_trained_begins_without_effect(parent, name):
+    spec = {"name": name} | ({"rank": 2} if name == "lora" else {})
+    config = config_of(parent, adapter=spec, **{"training.rate": {"name": "constant", "peak": 0.1}})
+    training, before = make_training(config), load(parent / "run").params
+    state = start(config, training)
+    held = state.params["network"] if name == "lora" else state.params
+    jax.tree.map(np.testing.assert_array_equal, held, before)
+    if name == "none":
+        assert training.model.adapted.held == ()
+        return
+    batch = hear(training.model.prompts, training.batches[0])
+    step = jax.jit(make_train_step(training.loss_fn, training.optimizer, training.averages))
+    after, metrics = step(state, batch)
+    assert np.isfinite(float(metrics["loss"]))
+    jax.tree.map(np.testing.assert_array_equal, after.params["network"], before)
+    moved = [np.abs(pair["b"]).max() for pair in jax.device_get(after.params["lora"]).values()]
+    assert len(moved) > 4 and min(moved) > 0
+    assert all(np.abs(pair["b"]).max() == 0 for pair in state.params["lora"].values())
+
+
+@pytest.mark.slow
+def test_the_commands_lead_from_a_pipeline_to_a_model_of_other_pictures(tmp_path):
+    """Import, encode, train from there, and sample."""
+    source, root = pipelines.stable_diffusion(tmp_path / "sd"), tmp_path
+    assert run(["import_weights", "--from", str(source), "--to", str(root / "run")]) == 0
+    told = ["--side=16", "--data", str(SHAPES), "--out", str(root / "latents.array_record"), "--batch_size=8"]
+    assert run(["encode", "--workdir", str(root / "run"), *told]) == 0
+    words = {"start.folder": root / "run", "data.path": root / "latents.array_record", "training.batch_size": 8}
+    words |= {"training.steps": 2, "sampling.steps": 2, "sampling.count": 4, "training.tensorboard": False}
+    flags = [f"--config.{key}={value}" for key, value in words.items()]
+    assert run(["train", "--config", str(CONFIG), "--workdir", str(root / "tuned"), *flags]) == 0
+    assert run(["sample", "--workdir", str(root / "tuned"), "--config.captions=('a red circle',)"]) == 0
+    with np.load(root / "tuned" / "samples" / "samples.npz") as saved:
+        assert saved["samples"].shape == (4, 16, 16, 3)
