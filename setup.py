@@ -12,6 +12,7 @@ EXTRAS = {
     "tfds": DATA,
     "tpu": TPU,
     "wandb": ["wandb>=0.19"],
+    "hub": ["huggingface_hub>=0.24"],
     "notebooks": ["jupyterlab>=4", *RUN],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "pyright>=1.1.390", *DATA, *RUN, *TPU],
 }

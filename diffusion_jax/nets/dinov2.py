@@ -54,8 +54,12 @@ class DinoV2(nn.Module):
     resized: Any
     dtype: Any
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
+        return self.tokens(x)[:, 0]
+
+    @nn.compact
+    def tokens(self, x: Array) -> Array:
+        """Return all tokens after the last norm: the class token, registers, patches in reading order."""
         checks.images("dinov2", x, 3, self.patch)
         width, patches = self.shape.width, (x.shape[1] // self.patch, x.shape[2] // self.patch)
         h = Patches(width, self.patch, bias=True, name="patches")(x.astype(self.dtype))
@@ -66,7 +70,7 @@ class DinoV2(nn.Module):
             registers = self.param("registers", normal(0.02), (self.registers, width))
             h = jnp.concatenate([h[:, :1], first(registers, h[:, 1:])], 1)
         h, _ = blocks(self.shape, h)
-        return LayerNorm(self.shape.epsilon, name="norm")(h[:, 0]).astype(jnp.float32)
+        return LayerNorm(self.shape.epsilon, name="norm")(h).astype(jnp.float32)
 
     def _interpolated(self, positions, patches):
         if patches == (self.grid, self.grid):

@@ -7,7 +7,7 @@ s1 and s2 are 1, or learned for each channel (layer scale, Touvron et al. 2021).
 "causal", those up to its own. The blocks are one scan over stacked parameters.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,16 @@ def checked(network: str, shape: Shape) -> Shape:
     return shape
 
 
-def blocks(shape: Shape, h: Array) -> tuple[Array, Array]:
+def blocks(shape: Shape, h: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Run a stack on h (B, T, C), inside a module; return h, and h after each block (depth, B, T, C).
 
-    What a caller does not use of the second is not kept by a compiled program.
+    `mask` (B, T) says which tokens exist. What a caller does not use of the second is not kept by a compiled program.
     """
-    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=shape.depth)
-    return stack(shape, name="blocks")(h, None)
+    broadcast: Any = nn.broadcast
+    stack = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=broadcast, length=shape.depth
+    )
+    return stack(shape, name="blocks")(h, mask)
 
 
 class Block(nn.Module):
@@ -61,10 +64,10 @@ class Block(nn.Module):
     shape: Shape
 
     @nn.compact
-    def __call__(self, h: Array, _: None) -> tuple[Array, Array]:
+    def __call__(self, h: Array, mask: Array | None) -> tuple[Array, Array]:
         shape = self.shape
         inner = LayerNorm(shape.epsilon, name="norm_1")(h)
-        h = h + self._scaled("scale_1", SelfAttention(shape.heads, shape.sight, name="attention")(inner))
+        h = h + self._scaled("scale_1", SelfAttention(shape.heads, shape.sight, name="attention")(inner, mask))
         inner = LayerNorm(shape.epsilon, name="norm_2")(h)
         width = 2 * shape.hidden if shape.feed == "swiglu" else shape.hidden
         inner = FEEDS[shape.feed](Dense(width, name="dense_1")(inner))
@@ -84,11 +87,11 @@ class SelfAttention(nn.Module):
     sight: str = "full"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         width = x.shape[-1]
         parts = jnp.split(Dense(3 * width, name="qkv")(x), 3, -1)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, width // self.heads) for part in parts)
-        return Dense(width, name="out")(SIGHTS[self.sight](q, k, v).reshape(x.shape))
+        return Dense(width, name="out")(SIGHTS[self.sight](q, k, v, mask).reshape(x.shape))
 
 
 class Patches(nn.Module):
@@ -113,9 +116,10 @@ def first(token: Array, h: Array) -> Array:
     return jnp.concatenate([jnp.broadcast_to(token, (h.shape[0], *token.shape[1:])), h], 1)
 
 
-def causal(q: Array, k: Array, v: Array) -> Array:
-    """Attend to no later token; the softmax is in float32."""
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+def causal(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attend to no later token, of those that a mask (B, L) says exist; the softmax is in float32."""
+    seen = None if mask is None else mask.astype(bool)[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=True, implementation="xla")
 
 
 def quick_gelu(x: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusion_jax.pretrained.rules import CONV, DENSE, Layout, Rule, linear, norm
 
+RESIDUAL = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
 DIFFUSERS = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
 # As diffusers wrote it before 0.12, and as most published models are.
 BEFORE = MappingProxyType({".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."})
@@ -36,15 +37,16 @@ def activation_of(config: Mapping[str, Any]) -> str:
     return {"swish": "silu"}.get(name, name)
 
 
-def residual(theirs: str, ours: str, shortcut: str = "conv_shortcut") -> list[Rule]:
-    """Give the rules of a residual block, which may be told the time."""
+def residual(theirs: str, ours: str, names: tuple[str, ...] = RESIDUAL) -> list[Rule]:
+    """Give the rules of a residual block, which may be told the time; `names` are of its parts, in their order."""
+    norm_1, conv_1, tell, norm_2, conv_2, shortcut = (f"{theirs}.{name}" for name in names)
     return [
-        *norm(f"{theirs}.norm1", f"{ours}/norm_1"),
-        *linear(f"{theirs}.conv1", f"{ours}/conv_1", CONV),
-        *linear(f"{theirs}.time_emb_proj", f"{ours}/tell"),
-        *norm(f"{theirs}.norm2", f"{ours}/norm_2"),
-        *linear(f"{theirs}.conv2", f"{ours}/conv_2", CONV),
-        *linear(f"{theirs}.{shortcut}", f"{ours}/shortcut", CONV),
+        *norm(norm_1, f"{ours}/norm_1"),
+        *linear(conv_1, f"{ours}/conv_1", CONV),
+        *linear(tell, f"{ours}/tell"),
+        *norm(norm_2, f"{ours}/norm_2"),
+        *linear(conv_2, f"{ours}/conv_2", CONV),
+        *linear(shortcut, f"{ours}/shortcut", CONV),
     ]
 
 

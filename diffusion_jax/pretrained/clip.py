@@ -1,53 +1,160 @@
-"""CLIP from folders of transformers: CLIPModel, of which one half is read, or a half of its own."""
+"""CLIP from folders of transformers: CLIPModel, whole or one half of it, or a half of its own."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.nets.clip import clip_text, clip_vision
-from diffusion_jax.pretrained.rules import CONV, DENSE, Pretrained, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.nets.clip import Clip, ClipText, ClipVision, clip_text, clip_vision
+from diffusion_jax.pretrained.rules import CONV, DENSE, Call, Pretrained, Put, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.types import Array
 
 
-def load_clip_text(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_clip_text(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read the text half; it computes, and is kept, in `dtype`."""
-    config, projection = _half(folder, "text", "load_clip_text")
+    config = read_config(folder, ("clip_text_model", "clip"), "load_clip_text")
+    return read_clip_text(config, open_tensors(folder, variant=variant), dtype, put=put)
+
+
+def read_clip_text(
+    config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
+) -> Pretrained:
+    """Read the text half of a config; `table` has the rules of files that transformers did not write."""
+    config = _half(config, "text")
+    module = _text(config, dtype)
+    return Pretrained(module, load(table or TEXT, tensors, module, _example(module), dtype=dtype, put=put), config)
+
+
+def load_clip_vision(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
+    """Read the half that sees; it computes, and is kept, in `dtype`."""
+    config = _half(read_config(folder, ("clip_vision_model", "clip"), "load_clip_vision"), "vision")
+    module, tensors = _vision(config, dtype), open_tensors(folder, variant=variant)
+    return Pretrained(module, load(VISION, tensors, module, _example(module), dtype=dtype, put=put), config)
+
+
+def load_clip(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
+    """Read both halves; they compute, and are kept, in `dtype`."""
+    config = read_config(folder, ("clip",), "load_clip")
+    module = Clip(_text(_half(config, "text"), dtype), _vision(_half(config, "vision"), dtype))
+    example = (*_example(module.text), *_example(module.vision))
+    params = load(BOTH, open_tensors(folder, variant=variant), module, example, dtype=dtype, put=put)
+    return Pretrained(module, params, config)
+
+
+class Text(NamedTuple):
+    """What a text's half returns; `hidden_states` are before the first block and after each, none of them normed."""
+
+    last_hidden_state: Array
+    pooler_output: Array
+    text_embeds: Array | None
+    hidden_states: tuple[Array, ...]
+
+
+class Image(NamedTuple):
+    """What the half that sees returns; `hidden_states` are before the first block and after each."""
+
+    last_hidden_state: Array
+    pooler_output: Array
+    image_embeds: Array | None
+    hidden_states: tuple[Array, ...]
+
+
+class Both(NamedTuple):
+    """What a whole CLIP returns: how well images and texts fit, embeddings of length 1, and what its halves return."""
+
+    logits_per_image: Array
+    logits_per_text: Array
+    text_embeds: Array
+    image_embeds: Array
+    text_model_output: Text
+    vision_model_output: Image
+
+
+class ClipTextCall(Call):
+    """A CLIPTextModel or a CLIPTextModelWithProjection, called by its names."""
+
+    def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Text:
+        return _as_text(self.network(input_ids, attention_mask))
+
+
+class ClipVisionCall(Call):
+    """A CLIPVisionModel or a CLIPVisionModelWithProjection, called by its names."""
+
+    def __call__(self, pixel_values: Array) -> Image:
+        return _as_image(self.network(pixel_values))
+
+
+class ClipCall(Call):
+    """A CLIPModel, called by its names."""
+
+    def __call__(self, input_ids: Array, pixel_values: Array, attention_mask: Array | None = None) -> Both:
+        text, image, scale = self.network(input_ids, pixel_values, attention_mask)
+        texts, images = (
+            one.projected / jnp.linalg.norm(one.projected, axis=-1, keepdims=True) for one in (text, image)
+        )
+        logits = jnp.matmul(texts, images.T, precision="highest") * jnp.exp(scale.astype(jnp.float32))
+        return Both(logits.T, logits, texts, images, _as_text(text), _as_image(image))
+
+
+def table_of(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a config; version 5 of transformers no longer begins a text half's names with its name."""
+    table = {"clip": BOTH, "clip_text_model": TEXT, "clip_vision_model": VISION}[config["model_type"]]
+    bare = str(config.get("transformers_version", "")).startswith("5.") and not _projects(config)
+    return table._replace(spellings=table.spellings[::-1]) if bare and table is not BOTH else table
+
+
+def _half(config, half) -> dict[str, Any]:
+    """Return the config of one half as if it were alone, with what transformers takes where it is silent."""
+    if config["model_type"] != "clip":
+        return _DEFAULTS[half] | config
+    inner = (config.get(f"{half}_config") or {}) | (config.get(f"{half}_config_dict") or {})
+    return (
+        _DEFAULTS[half]
+        | inner
+        | {
+            "model_type": f"clip_{half}_model",
+            "architectures": [f"CLIP{half.title()}ModelWithProjection"],
+            "projection_dim": config.get("projection_dim", 512),
+        }
+    )
+
+
+def _projects(config):
+    return any("WithProjection" in name for name in config.get("architectures") or ())
+
+
+def _text(config, dtype) -> ClipText:
     end = config["eos_token_id"]
-    module = clip_text(
+    return clip_text(
         vocabulary=config["vocab_size"],
         length=config["max_position_embeddings"],
         # Files from before the true number was written there say 2, and mean the greatest number.
         end=None if end == 2 else end,
-        projection=projection,
-        dtype=dtype,
         **_shape(config),
+        dtype=dtype,
     )
-    example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = load(TEXT, open_tensors(folder, variant=variant), module, (example,), dtype=dtype)
-    return Pretrained(module, params, config)
 
 
-def load_clip_vision(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
-    """Read the half that sees; it computes, and is kept, in `dtype`."""
-    config, projection = _half(folder, "vision", "load_clip_vision")
-    size = config["image_size"]
-    module = clip_vision(size=size, patch=config["patch_size"], projection=projection, dtype=dtype, **_shape(config))
-    example = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    params = load(VISION, open_tensors(folder, variant=variant), module, (example,), dtype=dtype)
-    return Pretrained(module, params, config)
+def _vision(config, dtype) -> ClipVision:
+    return clip_vision(size=config["image_size"], patch=config["patch_size"], **_shape(config), dtype=dtype)
 
 
-def _half(folder, half, wanted) -> tuple[dict[str, Any], int]:
-    """Return the config of one half, with what transformers takes where it is silent, and the projection's width."""
-    config = read_config(folder, (f"clip_{half}_model", "clip"), wanted)
-    if config["model_type"] == "clip":
-        inner = (config.get(f"{half}_config") or {}) | (config.get(f"{half}_config_dict") or {})
-        return _DEFAULTS[half] | inner, config.get("projection_dim", 512)
-    full = _DEFAULTS[half] | config
-    projects = any("WithProjection" in name for name in config.get("architectures") or ())
-    return full, full["projection_dim"] if projects else 0
+def _example(module: ClipText | ClipVision) -> tuple[Any]:
+    """Return what a half is called with, by shape and dtype."""
+    if isinstance(module, ClipText):
+        return (jax.ShapeDtypeStruct((1, 1), jnp.int32),)
+    return (jax.ShapeDtypeStruct((1, module.size, module.size, 3), jnp.float32),)
+
+
+def _as_text(found):
+    return Text(found.tokens, found.pooled, found.projected, (found.embedded, *found.layers))
+
+
+def _as_image(found):
+    return Image(found.tokens, found.pooled, found.projected, (found.embedded, *found.layers))
 
 
 def _shape(config):
@@ -58,6 +165,7 @@ def _shape(config):
         "hidden": config["intermediate_size"],
         "feed": config["hidden_act"],
         "epsilon": config["layer_norm_eps"],
+        "projection": config["projection_dim"] if _projects(config) else 0,
     }
 
 
@@ -121,4 +229,13 @@ VISION = Table(
     ),
     harmless=_POSITIONS | {"text_model.*": "the other half", "text_projection.weight": "the other half"},
     spellings=({}, {"vision_model.": ""}),
+)
+
+BOTH = Table(
+    (
+        *(rule._replace(ours=f"text/{rule.ours}") for rule in TEXT.rules),
+        *(rule._replace(ours=f"vision/{rule.ours}") for rule in VISION.rules),
+        Rule("logit_scale", "logit_scale"),
+    ),
+    harmless={"*position_ids": _POSITIONS["*position_ids"]},
 )

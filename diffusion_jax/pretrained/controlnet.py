@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 
 from diffusion_jax.nets.controlnet import Control, ControlNet, controlnet, example, falling, scaled
 from diffusion_jax.nets.unet import unet
-from diffusion_jax.pretrained.rules import CONV, Layout, Pretrained, Table, linear, load
+from diffusion_jax.pretrained.rules import CONV, Call, Layout, Pretrained, Put, Table, linear, load
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 from diffusion_jax.pretrained.unet import complete, keywords_of, micro
 from diffusion_jax.pretrained.unet import table_of as unet_table
@@ -24,7 +23,7 @@ KINDS = ("ControlNetModel",)
 BLUE_FIRST = Layout(lambda x: CONV.ours(x)[:, :, ::-1], lambda x: CONV.theirs(x[:, :, ::-1]))
 
 
-def load_controlnet(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_controlnet(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read a control network; it computes, and is kept, in `dtype`.
 
     It is called as `apply(params, x, t, cond, scale)`: as its U-Net is, with the entry `hint` in `cond`, and answers
@@ -32,7 +31,9 @@ def load_controlnet(folder: str | Path, *, dtype: str = "float32", variant: str 
     """
     config = _DEFAULTS | read_config(folder, KINDS, "load_controlnet")
     module = module_of(config, folder, dtype=dtype)
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, example(module), dtype=dtype)
+    params = load(
+        table_of(config), open_tensors(folder, variant=variant), module, example(module), dtype=dtype, put=put
+    )
     return Pretrained(module, params, config)
 
 
@@ -64,13 +65,8 @@ def table_of(config: Mapping[str, Any]) -> Table:
     return Table((*unet_table(complete(_of_unet(config), "table_of")).rules, *rules))
 
 
-class ControlNetCall(nn.Module):
+class ControlNetCall(Call):
     """A control network by diffusers' names; images are NHWC."""
-
-    network: ControlNet
-
-    def setup(self):
-        nn.share_scope(self, self.network)
 
     def __call__(
         self,

@@ -1,16 +1,28 @@
 """DINOv2 from folders of transformers, with registers or without."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.nets.dinov2 import dinov2
-from diffusion_jax.pretrained.rules import CONV, SINGLE, Layout, Pretrained, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Layout, Pretrained, Put, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.types import Array
 
 
-def load_dinov2(folder: str | Path, *, positions: str = "", dtype: str = "float32", variant: str = "") -> Pretrained:
+class Features(NamedTuple):
+    """All tokens after the last norm, and of them the class token."""
+
+    last_hidden_state: Array
+    pooler_output: Array
+
+
+def load_dinov2(
+    folder: str | Path, *, positions: str = "", dtype: str = "float32", variant: str = "", put: Put = None
+) -> Pretrained:
     """Read a network; it computes, and is kept, in `dtype`.
 
     Where images are not of the size it was trained for, `positions` are interpolated as in its authors' code unless
@@ -35,8 +47,21 @@ def load_dinov2(folder: str | Path, *, positions: str = "", dtype: str = "float3
     )
     side = config["image_size"]
     example = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    params = load(GATED if gated else DINOV2, open_tensors(folder, variant=variant), module, (example,), dtype=dtype)
+    params = load(table_of(config), open_tensors(folder, variant=variant), module, (example,), dtype=dtype, put=put)
     return Pretrained(module, params, config)
+
+
+class DinoV2Call(Call):
+    """A Dinov2Model, with registers or without, called by its names."""
+
+    def __call__(self, pixel_values: Array) -> Features:
+        tokens = self.network.tokens(pixel_values)
+        return Features(tokens, tokens[:, 0])
+
+
+def table_of(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a config."""
+    return GATED if config["use_swiglu_ffn"] else DINOV2
 
 
 _DEFAULTS = {

@@ -21,23 +21,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from diffusion_jax.nets.dit import SIZES, dit
-from diffusion_jax.pretrained.rules import CONV, SINGLE, Pretrained, Rule, Table, linear, load
+from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Pretrained, Put, Rule, Table, linear, load
 from diffusion_jax.pretrained.tensors import Tensors, behind, check_known, open_file, open_tensors, read_config
 from diffusion_jax.types import Apply, Array
 
 KINDS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second in files of before it had its own class
 
 
-def load_dit(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_dit(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
     found = read_config(folder, KINDS, "load_dit")
     config = _DEFAULTS[found["_class_name"]] | found
     check_known(config, _KNOWN, folder)
     module = dit(**keywords_of(config), dtype=dtype)
-    return _loaded(module, open_tensors(folder, variant=variant), config, dtype)
+    return _loaded(module, open_tensors(folder, variant=variant), config, dtype, put)
 
 
 def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,25 +99,20 @@ def velocity_of_sit(apply: Apply) -> Apply:
     return velocity
 
 
-class DiTCall(nn.Module):
+class DiTCall(Call):
     """The network by the names of diffusers; images are NHWC."""
-
-    network: nn.Module
-
-    def setup(self) -> None:
-        nn.share_scope(self, self.network)
 
     def __call__(self, hidden_states: Array, timestep: Any, class_labels: Array) -> Array:
         t = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), hidden_states.shape[:1])
         return self.network(hidden_states, t, {"label": class_labels})
 
 
-def _loaded(module, tensors, config, dtype) -> Pretrained:
+def _loaded(module, tensors, config, dtype, put=None) -> Pretrained:
     """Read the parameters that a config's rules name."""
     side = module.patch * max(module.grid, 1)
     x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, side, side, module.channels), (1,)))
     example = (x, t, {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
-    return Pretrained(module, load(table_of(config), tensors, module, example, dtype=dtype), config)
+    return Pretrained(module, load(table_of(config), tensors, module, example, dtype=dtype, put=put), config)
 
 
 def _own(tensors: Tensors) -> Tensors:

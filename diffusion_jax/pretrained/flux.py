@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from diffusion_jax.nets.flux import flux
-from diffusion_jax.pretrained.rules import Pretrained, Table, linear, load
+from diffusion_jax.pretrained.rules import Call, Pretrained, Put, Table, linear, load
 from diffusion_jax.pretrained.sd3 import ends, example_of, one_stream, per_example, two_streams, width_of
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 from diffusion_jax.types import Array
@@ -20,7 +19,7 @@ from diffusion_jax.types import Array
 KIND = "FluxTransformer2DModel"
 
 
-def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read Flux; it computes, and is kept, in `dtype`.
 
     It is called as `apply(params, x, t, cond)`: x is NHWC, t in [0, 1], and `cond` has `text` (B, L, D), `pooled` and,
@@ -32,17 +31,12 @@ def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "") 
     x, t, cond = example_of(config, 2, config["in_channels"] // 4)
     if config["guidance_embeds"]:
         cond["guidance"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, (x, t, cond), dtype=dtype)
+    params = load(table_of(config), open_tensors(folder, variant=variant), module, (x, t, cond), dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 
-class FluxCall(nn.Module):
+class FluxCall(Call):
     """The network called as theirs is: on patches (B, T, 4 C) with their places, and with a timestep in [0, 1]."""
-
-    network: nn.Module
-
-    def setup(self):
-        nn.share_scope(self, self.network)
 
     def __call__(
         self,
@@ -60,8 +54,7 @@ class FluxCall(nn.Module):
             cond["guidance"] = per_example(guidance, hidden_states)
         # Older callers give the same places for each example.
         image, text = (ids[0] if ids.ndim == 3 else ids for ids in (img_ids, txt_ids))
-        patches = self.network.patches  # pyright: ignore[reportAttributeAccessIssue]
-        return patches(hidden_states, per_example(timestep, hidden_states), cond, image, text)
+        return self.network.patches(hidden_states, per_example(timestep, hidden_states), cond, image, text)
 
 
 def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:

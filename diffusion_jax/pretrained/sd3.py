@@ -9,17 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from diffusion_jax.nets.mmdit import groups_of, mmdit
-from diffusion_jax.pretrained.rules import CONV, SINGLE, Pretrained, Rule, Table, linear, load, swapped
+from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Pretrained, Put, Rule, Table, linear, load, swapped
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
 from diffusion_jax.types import Array
 
 KIND = "SD3Transformer2DModel"
 
 
-def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read the transformer of SD3 or SD3.5; it computes, and is kept, in `dtype`.
 
     It is called as `apply(params, x, t, cond)`: x is NHWC, t in [0, 1], and `cond` has `text` (B, L, D) and `pooled`.
@@ -28,17 +27,12 @@ def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "") -
     _check(config, folder)
     module = mmdit(**keywords_of(config), dtype=dtype)
     example = example_of(config, config["patch_size"], config["in_channels"])
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, example, dtype=dtype)
+    params = load(table_of(config), open_tensors(folder, variant=variant), module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 
-class SD3Call(nn.Module):
+class SD3Call(Call):
     """The network called as theirs is; images are NHWC, and a timestep is one of 0 .. 1000."""
-
-    network: nn.Module
-
-    def setup(self):
-        nn.share_scope(self, self.network)
 
     def __call__(
         self, hidden_states: Array, encoder_hidden_states: Array, pooled_projections: Array, timestep: Any

@@ -1,5 +1,6 @@
 """T5's encoder from folders of transformers: an encoder alone, or a whole T5, of which the decoder is left."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.nets.t5 import t5
-from diffusion_jax.pretrained.rules import DENSE, Pretrained, Rule, Table, load
+from diffusion_jax.pretrained.rules import DENSE, Call, Pretrained, Put, Rule, Table, load
 from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.types import Array
 
 
-def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read T5 1.0, 1.1, FLAN or mT5; it computes, and is kept, in `dtype`."""
     config = read_config(folder, tuple(_DEFAULTS), "load_t5")
     config = _DEFAULTS[config["model_type"]] | config
@@ -34,8 +36,21 @@ def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "") ->
     tensors = open_tensors(folder, variant=variant)
     _check_tied(tensors)
     example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = load(GATED if feed == "gated" else PLAIN, tensors, module, (example,), dtype=dtype)
-    return Pretrained(module, params, config)
+    params = load(table_of(config), tensors, module, (example,), dtype=dtype, put=put)
+    kept = {"architectures": [{"t5": "T5EncoderModel", "mt5": "MT5EncoderModel"}[config["model_type"]]]}
+    return Pretrained(module, params, config | kept)
+
+
+class T5Call(Call):
+    """A T5EncoderModel, called by its names."""
+
+    def __call__(self, input_ids: Array, attention_mask: Array | None = None) -> Array:
+        return self.network(input_ids, attention_mask)
+
+
+def table_of(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a config."""
+    return GATED if _feed(config["feed_forward_proj"], "the config")[0] == "gated" else PLAIN
 
 
 def _feed(name: str, folder) -> tuple[str, str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 
+from diffusion_jax.pretrained import safetensors_file
 from diffusion_jax.pretrained.weights import read_weights
 
 CONFIG = "config.json"
@@ -24,11 +24,12 @@ STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 
 
 class Tensors(NamedTuple):
-    """Arrays by name that are not read yet: their shapes, how to read one, and where they are."""
+    """Arrays by name that are not read yet: their shapes, how to read one, where they are, and their dtypes."""
 
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     source: str
+    dtypes: Mapping[str, np.dtype] = {}
 
 
 def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict[str, Any]:
@@ -39,14 +40,22 @@ def read_config(folder: str | Path, kinds: tuple[str, ...], wanted: str) -> dict
             f"{wanted}: there is no {path}. The folder must be one that transformers or diffusers writes: "
             "config.json beside model.safetensors."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
-    kind = config.get("model_type") or config.get("_class_name") if isinstance(config, dict) else None
+    config = read_json(path, wanted)
+    kind = config.get("model_type") or config.get("_class_name")
     if kind not in kinds:
         raise ValueError(f"{wanted}: {path} is of a {kind!r}; it must be of {' or '.join(map(repr, kinds))}.")
+    if config.get("quantization_config"):
+        raise ValueError(f"{wanted}: {path} is of weights that were quantised; take those of full precision.")
     return config
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """Read a file that describes something; `wanted` says what for, in errors."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
+    return found if isinstance(found, dict) else {}
 
 
 def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: str | Path) -> None:
@@ -111,13 +120,16 @@ def open_file(path: str | Path) -> Tensors:
 
 def of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return tensors that are in memory."""
-    return Tensors({name: tuple(np.shape(array)) for name, array in arrays.items()}, arrays.__getitem__, source)
+    shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    return Tensors(shapes, arrays.__getitem__, source, {name: array.dtype for name, array in arrays.items()})
 
 
 def behind(tensors: Tensors, prefix: str) -> Tensors:
     """Return the tensors whose names begin with a prefix, without it."""
-    shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
-    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
+    own = {name.removeprefix(prefix): name for name in tensors.shapes if name.startswith(prefix)}
+    shapes = {name: tensors.shapes[whole] for name, whole in own.items()}
+    dtypes = {name: tensors.dtypes[whole] for name, whole in own.items() if whole in tensors.dtypes}
+    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source, dtypes)
 
 
 def _shards(index):
@@ -132,21 +144,21 @@ def _shards(index):
 
 
 def _of_files(paths):
-    shapes, readers = {}, {}
+    shapes, readers, dtypes = {}, {}, {}
     for path in paths:
         found = _of_safetensors(path) if path.suffix == ".safetensors" else of_arrays(read_weights(path), str(path))
         twice = sorted(found.shapes.keys() & shapes.keys())
         if twice:
             raise ValueError(f"{path} and another file of its folder both hold {twice[0]}.")
         shapes |= found.shapes
+        dtypes |= found.dtypes
         readers |= dict.fromkeys(found.shapes, found.read)
-    return Tensors(shapes, lambda name: readers[name](name), str(paths[0] if len(paths) == 1 else paths[0].parent))
+    source = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    return Tensors(shapes, lambda name: readers[name](name), source, dtypes)
 
 
 def _of_safetensors(path):
-    try:
-        file: Any = safetensors.safe_open(path, "np")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"weights: {path} is not a whole safetensors file: {error}. Download it again.") from None
-    return Tensors(shapes, file.get_tensor, str(path))
+    found = safetensors_file.entries(path)
+    shapes = {name: entry.shape for name, entry in found.items()}
+    dtypes = {name: entry.dtype for name, entry in found.items()}
+    return Tensors(shapes, lambda name: safetensors_file.read(path, found[name]), str(path), dtypes)

@@ -1,7 +1,7 @@
 """U-Nets from folders of diffusers: UNet2DModel, such as DDPM's, and UNet2DConditionModel, such as Stable Diffusion's.
 
 Both are ours (`nets/unet.py`) by other names. A config that asks for what ours cannot do is refused by the entry that
-asks for it.
+asks for it. `UNetCall` and `UNet2DCall` are called as theirs are, but for images, which are NHWC.
 """
 
 from collections.abc import Mapping
@@ -11,35 +11,101 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_jax.nets.embed import TIME_EMBEDDINGS
+from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.unet import example_of, unet
 from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
-from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import check_known, open_tensors, read_config
+from diffusion_jax.pretrained.rules import (
+    CONV,
+    DENSE,
+    POINTWISE,
+    Call,
+    Layout,
+    Pretrained,
+    Put,
+    Rule,
+    Table,
+    linear,
+    load,
+    norm,
+)
+from diffusion_jax.pretrained.tensors import Tensors, check_known, open_tensors, read_config
+from diffusion_jax.types import Array
 
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
 
 
-def load_unet(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Pretrained:
+def load_unet(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read a U-Net; it computes, and is kept, in `dtype`.
 
     It is called as `apply(params, x, t, cond)`: x is NHWC, t the number of the step it was trained on, and `cond` has
     what the model is told: `text` (B, L, D), `label` (B,), and as `pooled` what `micro` makes of SDXL's.
     """
-    config = complete(read_config(folder, KINDS, "load_unet"), folder)
-    module = unet(**keywords_of(config, folder), dtype=dtype)
+    return read_unet(read_config(folder, KINDS, "load_unet"), open_tensors(folder, variant=variant), dtype, put=put)
+
+
+def read_unet(
+    config: Mapping[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
+) -> Pretrained:
+    """Read the U-Net of a config; `table` has the rules of files that diffusers did not write."""
+    config = complete(config, tensors.source)
+    module = unet(**keywords_of(config, tensors.source), dtype=dtype)
     example = example_of(module)  # pyright: ignore[reportArgumentType]
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, example, dtype=dtype)
+    params = load(table or table_of(config), tensors, module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 
-def micro(text: Any, numbers: Any, *, width: int = 256) -> Any:
+class UNetCall(Call):
+    """A UNet2DConditionModel, called by its names."""
+
+    def __call__(
+        self,
+        sample: Array,
+        timestep: Any,
+        encoder_hidden_states: Array | None = None,
+        class_labels: Array | None = None,
+        added_cond_kwargs: Mapping[str, Array] | None = None,
+        *,
+        encoder_attention_mask: Array | None = None,
+        down_block_additional_residuals: Any = None,
+        mid_block_additional_residual: Array | None = None,
+    ) -> Array:
+        added = dict(added_cond_kwargs or {})
+        control = (*(down_block_additional_residuals or ()), mid_block_additional_residual)
+        cond = {
+            "text": encoder_hidden_states,
+            "text_mask": encoder_attention_mask,
+            "label": class_labels,
+            "pooled": self._pooled(**added) if added else None,
+            "control": None if control == (None,) else control,
+        }
+        cond = {name: value for name, value in cond.items() if value is not None}
+        return self.network(sample, times_of(timestep, sample), cond)
+
+    def _pooled(self, text_embeds, time_ids):
+        width = (self.network.told.pooled_width - text_embeds.shape[-1]) // time_ids.shape[-1]
+        return micro(text_embeds, time_ids, width=width, waves=self.network.waves)
+
+
+class UNet2DCall(Call):
+    """A UNet2DModel, called by its names."""
+
+    def __call__(self, sample: Array, timestep: Any, class_labels: Array | None = None) -> Array:
+        cond = {} if class_labels is None else {"label": class_labels}
+        return self.network(sample, times_of(timestep, sample), cond)
+
+
+def times_of(timestep: Any, sample: Array) -> Array:
+    """Return one time for each example, of one for all or of one for each."""
+    return jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), sample.shape[:1])
+
+
+def micro(text: Any, numbers: Any, *, width: int = 256, waves: Waves | None = None) -> Any:
     """Return SDXL's `pooled`: a pooled text (B, D) beside six numbers (B, 6), the waves of each of `width`.
 
     The numbers are the original height and width, the top and the left of the crop, and the target height and width.
     """
-    waves = TIME_EMBEDDINGS["sinusoidal"](time_scale=1.0)(numbers.reshape(-1), width)
-    return jnp.concatenate([text, waves.reshape(numbers.shape[0], -1)], -1)
+    found: Any = (waves or TIME_EMBEDDINGS["sinusoidal"](time_scale=1.0))(numbers.reshape(-1), width)
+    return jnp.concatenate([text, found.reshape(numbers.shape[0], -1)], -1)
 
 
 def complete(config: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
@@ -94,7 +160,7 @@ def table_of(config: Mapping[str, Any]) -> Table:
     """Return the rules of a config."""
     inner = DENSE if config.get("use_linear_projection") else POINTWISE
     told = config["_class_name"] == "UNet2DConditionModel"
-    mix = partial(_transformer, inner=inner) if told else attention
+    mix = partial(transformer, inner=inner) if told else attention
     rules = [
         *linear("conv_in", "first", CONV),
         *linear("time_embedding.linear_{i}", "conditioning/time_{i}"),
@@ -109,7 +175,8 @@ def table_of(config: Mapping[str, Any]) -> Table:
     return Table(tuple(rules), spellings=({}, BEFORE))
 
 
-def _transformer(theirs, ours, inner):
+def transformer(theirs: str, ours: str, inner: Layout) -> tuple[Rule, ...]:
+    """Give the rules of attention to a text; `inner` is the layout of its first and last layer."""
     layer, own = f"{theirs}.transformer_blocks.{{k}}", f"{ours}/layer_{{k}}"
     return (
         *norm(f"{theirs}.norm", f"{ours}/norm"),

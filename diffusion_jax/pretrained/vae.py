@@ -8,7 +8,7 @@ shift of 0.0609 for 3, and 0.3611 with a shift of 0.1159 for FLUX.1.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ import numpy as np
 
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.autoencoder import factor
-from diffusion_jax.nets.vae import VAE, vae
+from diffusion_jax.nets.vae import VAE, Posterior, vae
 from diffusion_jax.nets.vq import VQ
-from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
-from diffusion_jax.pretrained.rules import CONV, POINTWISE, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import Tensors, open_file, open_tensors, read_config
+from diffusion_jax.pretrained.blocks import BEFORE, RESIDUAL, activation_of, attention, levels, residual
+from diffusion_jax.pretrained.rules import CONV, POINTWISE, Call, Put, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.tensors import Tensors, behind, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
 
 
@@ -44,9 +44,14 @@ class Autoencoder(NamedTuple):
         return self.module.apply({"params": params}, z, method="decode")  # pyright: ignore[reportReturnType]
 
 
-def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
+def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
     config = complete(read_config(folder, ("AutoencoderKL",), "load_vae"))
+    return _read(config, open_tensors(folder, variant=variant), dtype, table_of(config), put)
+
+
+def _read(config, tensors, dtype, table, put) -> Autoencoder:
+    """Read the autoencoder of a config."""
     module = vae(
         channels=config["in_channels"],
         out_channels=config["out_channels"],
@@ -54,25 +59,50 @@ def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "") -
         encoder_code=config["use_quant_conv"],
         decoder_code=config["use_post_quant_conv"],
         dtype=dtype,
-        **shape_of(config, folder),
+        **shape_of(config, tensors.source),
     )
-    tensors = open_tensors(folder, variant=variant)
-    params = load(diffusers_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
-    return Autoencoder(module, params, config, *statistics(config, folder))
+    params = load(table, tensors, module, example_of(module), dtype=dtype, put=put)
+    return Autoencoder(module, params, config, *statistics(config, tensors.source))
 
 
 def load_vae_file(
-    path: str | Path, *, scale: float, shift: float = 0.0, groups: int = 32, dtype: str = "float32"
+    path: str | Path, *, scale: float, shift: float = 0.0, groups: int = 32, dtype: str = "float32", put: Put = None
 ) -> Autoencoder:
     """Read a single file of the authors' spelling: an autoencoder's, or a whole model's, of which the rest is left.
 
     What the file does not say is `scale`, `shift` and `groups`; the file's docstring lists the first two.
     """
-    tensors = _own(open_file(path))
-    module = _module(tensors, groups, dtype)
-    params = load(ldm_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
-    config = {"scaling_factor": scale, "shift_factor": shift, "latent_channels": module.latent_channels}
-    return Autoencoder(module, params, config, *statistics(complete(config), path))
+    return read_vae_file(open_file(path), scale=scale, shift=shift, groups=groups, dtype=dtype, put=put)
+
+
+def read_vae_file(
+    tensors: Tensors, *, scale: float, shift: float = 0.0, groups: int = 32, dtype: str = "float32", put: Put = None
+) -> Autoencoder:
+    """Read what `load_vae_file` does, of a file that is open."""
+    tensors = _own(tensors)
+    found = {"scaling_factor": scale, "shift_factor": shift, "norm_num_groups": groups}
+    config = complete(config_of(tensors) | found)
+    return _read(config, tensors, dtype, ldm_table(config["block_out_channels"]), put)
+
+
+class VAECall(Call):
+    """An AutoencoderKL, called by its names."""
+
+    def __call__(self, sample: Array) -> Array:
+        return self.network(sample)
+
+    def encode(self, x: Array) -> Posterior:
+        """Return q(z | x)."""
+        return self.network.encode(x)
+
+    def decode(self, z: Array) -> Array:
+        """Return images of z, which is the network's own and not yet Eq. (1)."""
+        return self.network.decode(z)
+
+
+def table_of(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a config."""
+    return diffusers_table(config["block_out_channels"])
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
@@ -118,12 +148,12 @@ def ldm_table(widths: Sequence[int]) -> Table:
     rules = list(_ends("norm_out"))
     for half in ("encoder", "decoder"):
         for place in (0, 1):
-            rules += residual(f"{half}.mid.block_{place + 1}", f"{half}/middle_block_{place}", "nin_shortcut")
+            rules += residual(f"{half}.mid.block_{place + 1}", f"{half}/middle_block_{place}", _RESIDUAL)
         rules += attention(f"{half}.mid.attn_1", f"{half}/middle_mixer", _LDM, POINTWISE)
     for level in range(len(widths)):
         for half, way in (("encoder", "down"), ("decoder", "up")):
             theirs, ours = f"{half}.{way}.{level}", f"{half}/{way}_{level}"
-            rules += residual(f"{theirs}.block.{{j}}", f"{ours}_block_{{j}}", "nin_shortcut")
+            rules += residual(f"{theirs}.block.{{j}}", f"{ours}_block_{{j}}", _RESIDUAL)
             rules += attention(f"{theirs}.attn.{{j}}", f"{ours}_mixer_{{j}}", _LDM, POINTWISE)
         rules += linear(f"encoder.down.{level}.downsample.conv", f"encoder/down_{level + 1}_resample", CONV)
         rules += linear(f"decoder.up.{level}.upsample.conv", f"decoder/up_{level - 1}_resample/conv", CONV)
@@ -143,6 +173,7 @@ def _ends(last):
 
 
 _LDM = ("norm", "q", "k", "v", "proj_out")
+_RESIDUAL = (*RESIDUAL[:-1], "nin_shortcut")
 
 
 def example_of(module: VAE | VQ) -> tuple[Any]:
@@ -176,13 +207,11 @@ def _own(tensors: Tensors) -> Tensors:
     found = [name.removesuffix(first) for name in tensors.shapes if f".{name}".endswith(f".{first}")]
     if len(found) > 1:
         raise ValueError(f"{tensors.source} holds several autoencoders, behind {', '.join(map(repr, sorted(found)))}.")
-    prefix = found[0] if found else ""
-    shapes = {name.removeprefix(prefix): shape for name, shape in tensors.shapes.items() if name.startswith(prefix)}
-    return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source)
+    return behind(tensors, found[0] if found else "")
 
 
-def _module(tensors, groups, dtype) -> VAE:
-    """Build the network that has a file's shapes."""
+def config_of(tensors: Tensors) -> dict[str, Any]:
+    """Return the config that diffusers would have of a file's shapes."""
     shapes = tensors.shapes
     block = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.weight")
     places = [found for name in shapes if (found := block.fullmatch(name))]
@@ -192,20 +221,21 @@ def _module(tensors, groups, dtype) -> VAE:
             f"load_vae_file: {tensors.source} has no {ends[0]} or no encoder.down.0.block.0.conv2.weight, also not "
             "behind a prefix. A folder of diffusers is read by load_vae."
         )
-    count = 1 + max(int(place[1]) for place in places)
-    return vae(
-        channels=shapes[ends[0]][1],
-        out_channels=shapes[ends[2]][0],
-        latent_channels=shapes[ends[1]][1],
-        widths=tuple(shapes.get(f"encoder.down.{level}.block.0.conv2.weight", (0,))[0] for level in range(count)),
-        depth=1 + max(int(place[2]) for place in places),
-        attention=tuple(level for level in range(count) if f"encoder.down.{level}.attn.0.norm.weight" in shapes),
-        middle="attention" if "encoder.mid.attn_1.norm.weight" in shapes else "none",
-        encoder_code="quant_conv.weight" in shapes,
-        decoder_code="post_quant_conv.weight" in shapes,
-        groups=groups,
-        dtype=dtype,
-    )
+    levels = range(1 + max(int(place[1]) for place in places))
+    kinds = ["Attn" * (f"encoder.down.{level}.attn.0.norm.weight" in shapes) for level in levels]
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": shapes[ends[0]][1],
+        "out_channels": shapes[ends[2]][0],
+        "latent_channels": shapes[ends[1]][1],
+        "block_out_channels": [shapes.get(f"encoder.down.{level}.block.0.conv2.weight", (0,))[0] for level in levels],
+        "down_block_types": [f"{kind}DownEncoderBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpDecoderBlock2D" for kind in reversed(kinds)],
+        "layers_per_block": 1 + max(int(place[2]) for place in places),
+        "mid_block_add_attention": "encoder.mid.attn_1.norm.weight" in shapes,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
 
 
 _ATTENDS: dict[str, bool] = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}

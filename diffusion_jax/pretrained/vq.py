@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from diffusion_jax.nets.vq import vq
-from diffusion_jax.pretrained.rules import load
+from diffusion_jax.pretrained.rules import Call, Put, load
 from diffusion_jax.pretrained.tensors import open_tensors, read_config
-from diffusion_jax.pretrained.vae import Autoencoder, complete, diffusers_table, example_of, shape_of, statistics
+from diffusion_jax.pretrained.vae import Autoencoder, complete, example_of, shape_of, statistics, table_of
+from diffusion_jax.types import Array
 
 
-def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Autoencoder:
+def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`, and `encode` does not quantise."""
     silent = {"latent_channels": 3, "num_vq_embeddings": 256, "vq_embed_dim": None, "norm_type": "group"}
     config = complete(silent | read_config(folder, ("VQModel",), "load_vq"))
@@ -24,6 +25,21 @@ def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "") ->
         **shape_of(config, folder),
     )
     tensors = open_tensors(folder, variant=variant)
-    params = load(diffusers_table(module.frame.widths), tensors, module, example_of(module), dtype=dtype)
+    params = load(table_of(config), tensors, module, example_of(module), dtype=dtype, put=put)
     seen = config | {"latent_channels": module.entry_width}  # by a diffusion model
     return Autoencoder(module, params, config, *statistics(seen, folder))
+
+
+class VQCall(Call):
+    """A VQModel, called by its names."""
+
+    def __call__(self, sample: Array) -> Array:
+        return self.network(sample)
+
+    def encode(self, x: Array) -> Array:
+        """Return latents that are not quantised."""
+        return self.network.encode(x)
+
+    def decode(self, h: Array) -> Array:
+        """Return images of latents, which are quantised."""
+        return self.network.decode(h)

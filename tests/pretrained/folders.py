@@ -28,9 +28,42 @@ def tiny_clip(folder: Path) -> Path:
     return folder
 
 
-def write(folder: Path, config: dict[str, Any], weights: dict[str, Any], name: str = "model.safetensors") -> Path:
+def write(folder: Path, config: dict[str, Any], weights: Any, name: str = "model.safetensors") -> Path:
     """Write a folder as transformers does."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     safetensors.numpy.save_file(weights, folder / name)
     return folder
+
+
+def family(name: str, folder: Path) -> Path:
+    """Write a tiny network of a family, as its own library would, or return where one is."""
+    models = {"UNet2DModel": "unet2d_ddpm", "UNet2DConditionModel": "unet_sd15", "AutoencoderKL": "vae_sd"}
+    models |= {"clip_text_model": "clip_text", "t5": "t5_encoder", "ControlNetModel": "controlnet"}
+    models |= {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux_schnell", "DiTTransformer2DModel": "dit"}
+    if name in models:
+        return REFERENCE / "models" / models[name]
+    if name == "Transformer2DModel":
+        original = REFERENCE / "models" / "dit"
+        config = json.loads((original / "config.json").read_text()) | {"_class_name": name}
+        weights = safetensors.numpy.load_file(original / "diffusion_pytorch_model.safetensors")
+        return write(folder, config, weights, "diffusion_pytorch_model.safetensors")
+    if name == "mt5":
+        original = REFERENCE / "models" / "t5_encoder"
+        config = json.loads((original / "config.json").read_text()) | {
+            "model_type": "mt5",
+            "architectures": ["MT5EncoderModel"],
+        }
+        return write(folder, config, safetensors.numpy.load_file(original / "model.safetensors"))
+    if name == "VQModel":
+        return write(folder, *stored("vq_tiny.npz"), "diffusion_pytorch_model.safetensors")
+    if name.startswith("dinov2"):
+        config, weights = stored("dinov2_tiny.npz", "plain/" if name == "dinov2" else "registered/")
+        return write(folder, config, {key: array for key, array in weights.items() if "mask_token" not in key})
+    config, weights = stored("clip_tiny.npz")
+    if name == "clip":
+        return write(folder, config, weights)
+    assert name == "clip_vision_model"
+    inner = config["vision_config"] | {"architectures": ["CLIPVisionModelWithProjection"]}
+    inner["projection_dim"] = config["projection_dim"]
+    return write(folder, inner, {key: array for key, array in weights.items() if key.startswith("vis")})

@@ -1,5 +1,7 @@
 """Rules move numbers and lose none, and a file that does not fit is refused unread."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -116,9 +118,26 @@ def test_tensors_are_cast_on_the_way(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+def test_every_number_of_half_precision_is_read_as_it_is():
+    """Also infinities, what is no number, and numbers below the normal ones."""
+    every: Any = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    rows, rules = every.reshape(2**8, 2**8), [Rule("a", "a", DENSE), Rule("b", "b")]
+    for dtype in ("float32", "bfloat16"):
+        for finite in (rows, rows[np.isfinite(rows).all(1)]):
+            tensors, shape = {"a": finite, "b": finite[0]}, jax.ShapeDtypeStruct
+            shapes = {"a": shape(finite.T.shape, jnp.float32), "b": shape(finite[0].shape, jnp.float32)}
+            found = convert(Table(tuple(rules)), of_arrays(tensors, "memory"), shapes, dtype=dtype)
+            with np.errstate(invalid="ignore"):
+                known: Any = finite.astype(dtype)
+            assert found["a"].dtype == dtype
+            np.testing.assert_array_equal(found["a"].T.astype(np.float32), known.astype(np.float32))
+            np.testing.assert_array_equal(np.signbit(found["a"]).T, np.signbit(finite))
+            np.testing.assert_array_equal(found["b"].astype(np.float32), known[0].astype(np.float32))
+
+
 def test_arrays_are_handed_over_one_at_a_time():
     seen = []
-    convert(TABLE, of_arrays(theirs(), "memory"), SHAPES, put=lambda array: seen.append(array.shape))
+    convert(TABLE, of_arrays(theirs(), "memory"), SHAPES, put=lambda path, array: seen.append(array.shape))
     assert sorted(seen) == sorted(leaf.shape for leaf in jax.tree.leaves(SHAPES))
 
 

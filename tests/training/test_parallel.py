@@ -167,7 +167,10 @@ def test_pmap_is_for_data_alone():
 
 @pytest.mark.slow
 def test_processes_that_join_train_as_one(tmp_path):
-    """Two processes over loopback, their kernels split between them, give the parameters of one and one record."""
+    """Four processes over loopback, kernels split between two, give the parameters of one and one record.
+
+    That two do is seen where they are launched and killed.
+    """
     address = free_address()
     flags = [*IMAGES[1:], "--config.training.tensorboard=False", "--config.training.steps=3"]
     flags += ["--config.sampling.batch_size=4", "--config.sampling.count=10"]
@@ -182,17 +185,17 @@ def test_processes_that_join_train_as_one(tmp_path):
             [*words, "--workdir", str(tmp_path / workdir)], env={**os.environ, **known, **environment}, stderr=log
         )
 
-    both = [begin("two", "--config.training.mesh.fsdp=2", **described(place, 2, address)) for place in range(2)]
+    all_ = [begin("four", "--config.training.mesh.fsdp=2", **described(place, 4, address)) for place in range(4)]
     alone = begin("one")
-    assert [process.wait(300) for process in (*both, alone)] == [0, 0, 0]
-    found = [Checkpoints(tmp_path / name / "checkpoints").part("params")[1] for name in ("two", "one")]
+    assert [process.wait(300) for process in (*all_, alone)] == [0] * 5
+    found = [Checkpoints(tmp_path / name / "checkpoints").part("params")[1] for name in ("four", "one")]
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    assert [line["step"] for line in read(tmp_path / "two") if "loss" in line] == [1, 2, 3]
-    # They share the drawing of the samples as well: an odd number of batches, and the picture of one.
-    shown = [np.asarray(Image.open(next((tmp_path / name / "pictures").glob("*.png")))) for name in ("two", "one")]
+    assert [line["step"] for line in read(tmp_path / "four") if "loss" in line] == [1, 2, 3]
+    # They share the drawing of the samples as well: fewer batches than processes, and the picture of one.
+    shown = [np.asarray(Image.open(next((tmp_path / name / "pictures").glob("*.png")))) for name in ("four", "one")]
     assert np.abs(shown[0].astype(int) - shown[1]).max() <= 2
-    rows = [(tmp_path / name / "evaluations.jsonl").read_text().splitlines() for name in ("two", "one")]
+    rows = [(tmp_path / name / "evaluations.jsonl").read_text().splitlines() for name in ("four", "one")]
     assert len(rows[0]) == 1 and json.loads(rows[0][0])["value"] == json.loads(rows[1][0])["value"]
 
 

@@ -1,0 +1,81 @@
+"""Whole pipelines: networks, tokenizers and the config of a scheduler, each read when it is asked for.
+
+    pipeline = load(folder)
+    states = pipeline.parts["text_encoder"](ids)          # read, used and dropped
+    unet = pipeline.parts["unet"]                         # only now
+
+Nothing is kept here, so a part is in memory for as long as whoever asked for it keeps it.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_jax.pretrained.t5_tokenizer import t5_tokenizer
+from diffusion_jax.pretrained.tensors import CONFIG, read_json
+from diffusion_jax.pretrained.tokenizer import clip_tokenizer
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
+
+
+class Parts(Mapping[str, Any]):
+    """Names of parts to the parts, which are read anew whenever they are asked for."""
+
+    def __init__(self, openers: Mapping[str, Callable[[], Any]], left: Mapping[str, str] = {}) -> None:
+        """Take what opens each part, and what is said of those that are not known."""
+        self._openers, self._left = dict(openers), dict(left)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._openers:
+            return self._openers[name]()
+        known = f"known are {', '.join(self._openers) or 'none'}"
+        raise KeyError(f"{self._left.get(name, f'there is no part {name!r}')}; {known}")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._openers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._openers)
+
+    def __len__(self) -> int:
+        return len(self._openers)
+
+
+class Pipeline(NamedTuple):
+    """Parts by name; the config of the scheduler, {} where there is none; and model_index.json."""
+
+    parts: Parts
+    scheduler: dict[str, Any]
+    config: dict[str, Any]
+
+
+def pipeline_of(folder: Path, load: Callable[..., Any], kinds: Collection[Any]) -> Pipeline:
+    """Return the pipeline of a folder, whose networks of these kinds `load(subfolder=name)` reads."""
+    config = read_json(folder / INDEX, "load")
+    openers, left = {}, {}
+    for name, spec in config.items():
+        if name.startswith("_") or not isinstance(spec, list) or not all(isinstance(word, str) for word in spec):
+            continue
+        kind = spec[-1]
+        if kind in TOKENIZERS:
+            openers[name] = lambda name=name, kind=kind: TOKENIZERS[kind](folder / name)
+        elif _kind(folder / name / CONFIG) in kinds:
+            openers[name] = lambda name=name: load(subfolder=name)
+        elif name != "scheduler":
+            left[name] = f"{folder / name} is a {kind}, which is not known here"
+    scheduler = folder / "scheduler" / SCHEDULER
+    return Pipeline(Parts(openers, left), read_json(scheduler, "load") if scheduler.is_file() else {}, config)
+
+
+def _kind(path):
+    config = read_json(path, "load") if path.is_file() else {}
+    return config.get("model_type") or config.get("_class_name")
+
+
+TOKENIZERS = {
+    "CLIPTokenizer": clip_tokenizer,
+    "CLIPTokenizerFast": clip_tokenizer,
+    "T5Tokenizer": t5_tokenizer,
+    "T5TokenizerFast": t5_tokenizer,
+}

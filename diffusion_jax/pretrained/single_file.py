@@ -1,0 +1,222 @@
+"""Single files of whole models, as the authors of Stable Diffusion 1, 2 and XL wrote them.
+
+                    begins with                                                     is
+    U-Net           model.diffusion_model.                                          unet
+    autoencoder     first_stage_model.                                              vae
+    text, 1         cond_stage_model.transformer.        CLIP                       text_encoder
+    text, 2         cond_stage_model.model.              OpenCLIP                   text_encoder
+    text, XL        conditioner.embedders.0.transformer. CLIP                       text_encoder
+                    conditioner.embedders.1.model.       OpenCLIP                   text_encoder_2
+
+There is no config. Shapes give all sizes, written down as configs of diffusers and transformers, by which a network is
+built and can be saved; what they do not give is known: heads are 64 wide, but in the U-Net of version 1, which has 8 at
+every level. What reads the text of version 2 is OpenCLIP without its last block.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.pretrained.blocks import residual
+from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
+from diffusion_jax.pretrained.parts import Parts, Pipeline
+from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
+from diffusion_jax.pretrained.tensors import Tensors, behind, open_file
+from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
+from diffusion_jax.pretrained.vae import VAECall, read_vae_file
+
+_HEAD = 64
+_SCALES = {False: 0.18215, True: 0.13025}  # of latents, by whether it is XL
+_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
+_OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
+
+
+def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pipeline:
+    """Return the networks of a file as parts, which are read when they are asked for."""
+    tensors = open_file(path)
+    openers: dict[str, Callable[[], Pretrained]] = {}
+    for prefix in _present(tensors, (_UNET, _VAE, *_CLIP, *_OPEN)):
+        own = behind(tensors, prefix)
+        if prefix == _UNET:
+            openers["unet"] = partial(read_ldm_unet, own, dtype, put)
+        elif prefix == _VAE:
+            openers["vae"] = partial(
+                read_ldm_vae, own, dtype, put, scale=_SCALES[bool(_present(tensors, ["conditioner."]))]
+            )
+        elif prefix in _CLIP:
+            openers[_CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
+        else:
+            openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=prefix.startswith("conditioner"))
+    if not openers:
+        raise ValueError(
+            f"load: {path} is of no whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
+            "An autoencoder alone is read by pretrained.vae.load_vae_file, which is told its scale, and anything else "
+            "from a folder with a config.json."
+        )
+    return Pipeline(Parts(openers), {}, {})
+
+
+def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
+    """Read a U-Net."""
+    config = unet_config(tensors)
+    return called(UNetCall, read_unet(config, tensors, dtype, table=unet_table(config), put=put))
+
+
+def read_ldm_vae(tensors: Tensors, dtype: str, put: Put = None, *, scale: float) -> Pretrained:
+    """Read an autoencoder."""
+    return called(VAECall, read_vae_file(tensors, scale=scale, dtype=dtype, put=put))
+
+
+def read_openai_text(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
+    """Read a text's network in the spelling of transformers."""
+    prefix = "text_model." if any(name.startswith("text_model.") for name in tensors.shapes) else ""
+    config = _text_config(
+        tensors,
+        tokens=f"{prefix}embeddings.token_embedding.weight",
+        positions=f"{prefix}embeddings.position_embedding.weight",
+        block=f"{prefix}encoder.layers.{{}}.mlp.fc1.weight",
+    )
+    return called(ClipTextCall, read_clip_text(config | {"hidden_act": "quick_gelu"}, tensors, dtype, put=put))
+
+
+def read_open_text(tensors: Tensors, dtype: str, put: Put = None, *, whole: bool) -> Pretrained:
+    """Read a text's network in the spelling of OpenCLIP: `whole` with its projection, else without its last block."""
+    block = "transformer.resblocks.{}.mlp.c_fc.weight"
+    config = _text_config(tensors, tokens="token_embedding.weight", positions="positional_embedding", block=block)
+    config |= {"hidden_act": "gelu"}
+    if whole:
+        config |= {"architectures": ["CLIPTextModelWithProjection"]}
+        config |= {"projection_dim": tensors.shapes.get("text_projection", (0, 0))[1]}
+    else:
+        config["num_hidden_layers"] -= 1
+    return called(ClipTextCall, read_clip_text(config, tensors, dtype, table=open_table(config), put=put))
+
+
+def unet_config(tensors: Tensors) -> dict[str, Any]:
+    """Return the config that diffusers would have of a U-Net's shapes."""
+    shapes, levels = tensors.shapes, [[]]
+    for number in itertools.count(1):
+        if f"input_blocks.{number}.0.op.weight" in shapes:
+            levels.append([])
+        elif f"input_blocks.{number}.0.in_layers.0.weight" in shapes:
+            levels[-1].append(number)
+        else:
+            break
+    first, last = "input_blocks.0.0.weight", "out.2.weight"
+    told = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    if not all(levels) or any(name not in shapes for name in (first, last, told)):
+        raise ValueError(
+            f"load: {tensors.source} has no U-Net that is known: one of {', '.join((first, last, told))} and "
+            f"input_blocks.1.0.in_layers.0.weight is not behind '{_UNET}'."
+        )
+    layers = [_count(shapes, f"input_blocks.{level[0]}.1.transformer_blocks.{{}}.norm1.weight") for level in levels]
+    widths = [shapes[f"input_blocks.{level[0]}.0.out_layers.3.weight"][0] for level in levels]
+    plain = len(shapes["middle_block.1.proj_in.weight"]) == 4
+    pooled = shapes.get("label_emb.0.0.weight", (0, None))[1]
+    kinds = ["CrossAttn" * bool(count) for count in layers]
+    middle = _count(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": shapes[first][1],
+        "out_channels": shapes[last][0],
+        "block_out_channels": widths,
+        "layers_per_block": len(levels[0]),
+        "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
+        "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        "transformer_layers_per_block": [*(count or 1 for count in layers[:-1]), middle],
+        "cross_attention_dim": shapes[told][1],
+        "use_linear_projection": not plain,
+        "attention_head_dim": 8 if plain else [max(width // _HEAD, 1) for width in widths],
+    } | ({} if pooled is None else _POOLED | {"projection_class_embeddings_input_dim": pooled})
+
+
+def unet_table(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a U-Net, whose blocks are numbered through, resampling among them."""
+    depth, attends = config["layers_per_block"], [name.startswith("C") for name in config["down_block_types"]]
+    mix = partial(transformer, inner=DENSE if config["use_linear_projection"] else POINTWISE)
+    rules = [
+        *linear("time_embed.0", "conditioning/time_1"),
+        *linear("time_embed.2", "conditioning/time_2"),
+        *linear("label_emb.0.0", "conditioning/pooled_1"),
+        *linear("label_emb.0.2", "conditioning/pooled_2"),
+        *linear("input_blocks.0.0", "first", CONV),
+        *residual("middle_block.0", "middle_block_0", _RESIDUAL),
+        *mix("middle_block.1", "middle_mixer"),
+        *residual("middle_block.2", "middle_block_1", _RESIDUAL),
+        *norm("out.0", "last_norm"),
+        *linear("out.2", "last", CONV),
+    ]
+    for level, attended in enumerate(attends):
+        down = [f"input_blocks.{1 + level * (depth + 1) + place}" for place in range(depth)]
+        up = [f"output_blocks.{(len(attends) - 1 - level) * (depth + 1) + place}" for place in range(depth + 1)]
+        for way, blocks in (("down", down), ("up", up)):
+            for place, block in enumerate(blocks):
+                rules += residual(f"{block}.0", f"{way}_{level}_block_{place}", _RESIDUAL)
+                rules += mix(f"{block}.1", f"{way}_{level}_mixer_{place}")
+        rules += linear(f"input_blocks.{(level + 1) * (depth + 1)}.0.op", f"down_{level + 1}_resample", CONV)
+        rules += linear(f"{up[-1]}.{1 + attended}.conv", f"up_{level - 1}_resample/conv", CONV)
+    return Table(tuple(rules))
+
+
+def open_table(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a text's network in the spelling of OpenCLIP."""
+    layer, left = "transformer.resblocks.{i}", f"transformer.resblocks.{config['num_hidden_layers']}.*"
+    rules = (
+        Rule("token_embedding.weight", "tokens"),
+        Rule("positional_embedding", "positions"),
+        *norm(f"{layer}.ln_1", "blocks/norm_1"),
+        Rule(f"{layer}.attn.in_proj_weight", "blocks/attention/qkv/kernel", DENSE),
+        Rule(f"{layer}.attn.in_proj_bias", "blocks/attention/qkv/bias"),
+        *linear(f"{layer}.attn.out_proj", "blocks/attention/out"),
+        *norm(f"{layer}.ln_2", "blocks/norm_2"),
+        *linear(f"{layer}.mlp.c_fc", "blocks/dense_1"),
+        *linear(f"{layer}.mlp.c_proj", "blocks/dense_2"),
+        *norm("ln_final", "norm"),
+        Rule("text_projection", "projection/kernel"),
+    )
+    harmless = {left: "the last block, without which version 2 does", "logit_scale": "the loss's own"}
+    return Table(rules, harmless=harmless | {"text_projection": "where nothing is projected", "attn_mask": "causal"})
+
+
+def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
+    """Return the config that transformers would have of the shapes of these names."""
+    shapes = tensors.shapes
+    missing = [name for name in (tokens, positions, block.format(0)) if name not in shapes]
+    if missing:
+        raise ValueError(
+            f"load: {tensors.source} has no network of texts that is known: it lacks {', '.join(missing)}."
+        )
+    vocabulary, width = shapes[tokens]
+    return {
+        "model_type": "clip_text_model",
+        "architectures": ["CLIPTextModel"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[block.format(0)][0],
+        "num_hidden_layers": _count(shapes, block),
+        "num_attention_heads": max(width // _HEAD, 1),
+        "max_position_embeddings": shapes[positions][0],
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+        "projection_dim": width,
+    }
+
+
+def _present(tensors, prefixes):
+    return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors.shapes)]
+
+
+def _count(shapes, pattern):
+    """Count the numbers from 0 with which a name is there."""
+    number = 0
+    while pattern.format(number) in shapes:
+        number += 1
+    return number
+
+
+_RESIDUAL = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
+_POOLED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
