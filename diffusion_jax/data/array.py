@@ -117,7 +117,9 @@ def write_npz(path: str | os.PathLike, examples: Iterable[Example], *, classes: 
     if path.suffix != ".npz":
         raise ValueError(f"write_npz: {path} must end in .npz.")
     arrays: dict[str, Any] = {name: np.stack([example[name] for example in held]) for name in held[0]}
-    np.savez(path, **arrays | ({"classes": np.asarray(classes)} if classes else {}))
+    if classes:
+        arrays["classes"] = np.asarray(classes)
+    np.savez(path, **arrays)
     return len(held)
 
 
