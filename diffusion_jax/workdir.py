@@ -38,6 +38,22 @@ FREE = {
     ),
 }  # fmt: skip
 
+# What configs have said since the first release of runs, and what leaving it unsaid meant before.
+LATER: dict[str, Any] = {
+    "expects": {},
+    "text": {"name": "words"},
+    "latent": {"name": "none"},
+    "start": {"name": "scratch"},
+    "adapter": {"name": "none"},
+    "training.mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+    "evaluation.settings": (),
+    "sampling.threshold": {"name": "none"},
+    "sampling.returned": "x",
+    "sampling.captions": ("",),
+    "sampling.negative": "",
+    "sampling.size": (),
+}
+
 
 def open_workdir(workdir: Path, config: ConfigDict) -> TextIO:
     """Make the folder of a run and take it, until the file returned is closed or the process ends, however it does.
@@ -72,7 +88,7 @@ def config_differences(workdir: Path, config: ConfigDict) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return []
-    changes = _changes(json.loads(path.read_text(encoding="utf-8")), plain(config), "")
+    changes = _changes(_completed(json.loads(path.read_text(encoding="utf-8"))), plain(config), "")
     return [
         f"{key}: {old!r} there, {new!r} now"
         for key, (old, new) in sorted(changes.items())
@@ -118,11 +134,11 @@ def finished(workdir: Path, config: ConfigDict) -> bool:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """Return the locked config of a run."""
+    """Return the locked config of a run; of an older one also what could not be said when it was made."""
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} is no run's folder: it has no config.json. Train there first.")
-    return ConfigDict(_tuples(json.loads(path.read_text(encoding="utf-8")))).lock()
+    return ConfigDict(_tuples(_completed(json.loads(path.read_text(encoding="utf-8"))))).lock()
 
 
 def plain(config: Any) -> Any:
@@ -157,6 +173,17 @@ def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or as it was."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def _completed(config):
+    """Add to a run's config what configs have said since."""
+    for key, value in plain(LATER).items():
+        *path, last = key.split(".")
+        here = config
+        for name in path:
+            here = here.setdefault(name, {})
+        here.setdefault(last, value)
+    return config
 
 
 def _changes(before, now, under):
