@@ -82,6 +82,7 @@ def get_training(mode: str = "") -> Any:
     config.sampling.label = -1  # one class alone; at -1 all take turns
     config.sampling.captions = ("",)  # these take turns, in models that are told text
     config.sampling.negative = ""  # what guidance's unconditional half is told instead
+    config.sampling.hints = {}  # the source of what steers samples where an adapter reads hints; by default the data
     config.sampling.size = ()  # (height, width) in pixels, of networks that take others than those of training
     return config
 

@@ -21,8 +21,8 @@ from diffusion_jax.evaluation.features import FEATURES, Extractor
 from diffusion_jax.evaluation.images import coloured, fingerprint_of, images_of
 from diffusion_jax.evaluation.jackknife import GROUPS, Value, evaluate_features, gather, needs_of, over_seeds
 from diffusion_jax.evaluation.metrics import METRICS, Metric, enough
-from diffusion_jax.experiment import captions_of, drawn_shape
 from diffusion_jax.naming import choose, lookup
+from diffusion_jax.sampler import captions_of, drawn_shape
 from diffusion_jax.samples import check_sampling, draw, kept, origin, told_of
 from diffusion_jax.sides import Side, prepare_side
 from diffusion_jax.trained import Trained, load, under

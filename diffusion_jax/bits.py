@@ -23,9 +23,9 @@ from diffusion_jax.assess import keep_cards, made
 from diffusion_jax.data import first, make_evaluation, make_source
 from diffusion_jax.data.source import BYTES
 from diffusion_jax.evaluation.card import Card, Cards
-from diffusion_jax.experiment import guided
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.process.schedule import finite_span
+from diffusion_jax.sampler import guided
 from diffusion_jax.samples import origin
 from diffusion_jax.sides import RESIZING, tfds_of
 from diffusion_jax.solvers.bound import continuous_bound

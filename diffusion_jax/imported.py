@@ -18,13 +18,14 @@ from diffusion_jax import workdir as folders
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import made_by
 from diffusion_jax.data.source import Info
-from diffusion_jax.experiment import DISTILLED, make_model, make_sampler
+from diffusion_jax.experiment import make_model
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
 from diffusion_jax.pretrained import dit, sd3, unet
 from diffusion_jax.pretrained import flux as pretrained_flux
 from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import identity, read_config
+from diffusion_jax.sampler import DISTILLED, make_sampler
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import start_state

@@ -10,16 +10,10 @@ import jax
 from diffusion_jax import workdir
 from diffusion_jax.assess import Question, make_request
 from diffusion_jax.data.density import Density
-from diffusion_jax.experiment import (
-    Training,
-    at_least,
-    make_sampler,
-    make_training,
-    start,
-    state_shapes,
-)
+from diffusion_jax.experiment import Training, at_least, make_training, start, state_shapes
 from diffusion_jax.nets.network import count
 from diffusion_jax.prompts import hear
+from diffusion_jax.sampler import make_sampler
 from diffusion_jax.samples import draw, picture
 from diffusion_jax.sweep import prepare_settings
 from diffusion_jax.trained import Trained, post_hoc_width, under

@@ -19,9 +19,10 @@ from diffusion_jax.data.source import Info
 from diffusion_jax.devices import layout
 from diffusion_jax.evaluation.cached import digest
 from diffusion_jax.evaluation.generate import fill, generate
-from diffusion_jax.experiment import at_least, captions_of, conditions, labels_of, make_sampler, make_sampling
+from diffusion_jax.experiment import at_least, make_sampling
 from diffusion_jax.pretrained.rules import flat
 from diffusion_jax.pretrained.weights import fingerprint
+from diffusion_jax.sampler import captions_of, conditions, labels_of, make_sampler
 from diffusion_jax.solvers.solver import evaluations
 from diffusion_jax.trained import Trained
 from diffusion_jax.workdir import plain
@@ -130,5 +131,6 @@ def origin(model: Trained, folder: Path, *, drawn: bool = True) -> dict[str, Any
         "captions": part["captions"],
         "negative": part["negative"],
         "size": part["size"],
+        "hints": part["hints"],
         "seed": part["seed"],
     }

@@ -13,7 +13,7 @@ from diffusion_jax.data.pixels import to_uint8
 from diffusion_jax.data.shapes import Shapes
 from diffusion_jax.evaluation.distance import sliced_distance
 from diffusion_jax.evaluation.jackknife import Value
-from diffusion_jax.experiment import guided
+from diffusion_jax.sampler import guided
 from diffusion_jax.samples import Drawn
 from diffusion_jax.solvers.likelihood import log_likelihood
 from diffusion_jax.trained import Trained

@@ -52,6 +52,7 @@ LATER: dict[str, Any] = {
     "sampling.captions": ("",),
     "sampling.negative": "",
     "sampling.size": (),
+    "sampling.hints": {},
 }
 
 

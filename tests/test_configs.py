@@ -11,15 +11,16 @@ import pytest
 
 from diffusion_jax import trained
 from diffusion_jax.data.blank import blank
-from diffusion_jax.experiment import conditions, make_sampler, make_training
+from diffusion_jax.experiment import make_training
 from diffusion_jax.nets.network import count
+from diffusion_jax.sampler import conditions, make_sampler
 from tests.laws import quick
 from tests.runs import train
 
 CONFIGS = {path.stem: path for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "base"}
 ELSEWHERE = [name for name in CONFIGS if name.startswith(("cifar10", "imagenet"))]  # whose data are not embedded
 TESTED_ELSEWHERE = {"exact_2d", "toy_2d", "quickstart"}
-EMBEDDED = {"captions", "finetune", "finetune_lora"}
+EMBEDDED = {"captions", "finetune", "finetune_lora", "finetune_controlnet"}
 MILLIONS = {  # as the papers and their code count them
     "cifar10_ddpm": 35.7,
     "cifar10_edm": 55.7,

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment import LOSSES, RETURNED, conditions, make_sampler, make_training, start
+from diffusion_jax.experiment import LOSSES, make_training, start
 from diffusion_jax.process.noise import example_keys, normal_like
+from diffusion_jax.sampler import RETURNED, conditions, make_sampler
 from diffusion_jax.training.step import make_train_step
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "toy_2d.py")

@@ -18,12 +18,15 @@ from diffusion_jax.encoded import Encoding, encode
 from diffusion_jax.experiment import make_training, start
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.prompts import hear
+from diffusion_jax.sampler import conditions, make_sampler
 from diffusion_jax.starts import STARTS, inherited, make_start
 from diffusion_jax.trained import load
 from diffusion_jax.training.step import make_train_step
 from tests import pipelines
+from tests.nets.tiny import stirred
 
 CONFIG = Path(__file__).parent.parent / "configs" / "finetune.py"
+CONTROL = CONFIG.with_name("finetune_controlnet.py")
 SHAPES = {"name": "shapes", "side": 16, "examples": 6, "entries": ("x", "caption")}
 
 
@@ -124,22 +127,60 @@ def test_mistakes_in_encoding_are_answered_in_one_line(parent, tmp_path, capsys,
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_what_is_held_stays_and_what_is_trained_begins_without_effect(parent, name):
     spec = {"name": name} | ({"rank": 2} if name == "lora" else {})
-    config = config_of(parent, adapter=spec, **{"training.rate": {"name": "constant", "peak": 0.1}})
-    training, before = make_training(config), load(parent / "run").params
+    rate = {"training.rate": {"name": "constant", "peak": 0.1}}
+    if name == "control":  # of a model of images, which have edges
+        config: Any = changed(runpy.run_path(str(CONTROL))["get_config"]("smoke"), rate)
+    else:
+        config = config_of(parent, adapter=spec, **rate)
+    training = make_training(config)
     state = start(config, training)
-    held = state.params["network"] if name == "lora" else state.params
-    jax.tree.map(np.testing.assert_array_equal, held, before)
+    if name != "control":
+        held = state.params["network"] if name == "lora" else state.params
+        jax.tree.map(np.testing.assert_array_equal, held, load(parent / "run").params)
     if name == "none":
         assert training.model.adapted.held == ()
         return
-    batch = hear(training.model.prompts, training.batches[0])
+    if name == "control":  # a network that begins anew is silent, and nothing could be learned of what steers it
+        state = state._replace(params={**state.params, "network": stirred(state.params["network"])})
+    batch, before = hear(training.model.prompts, training.batches[0]), jax.device_get(state.params["network"])
     step = jax.jit(make_train_step(training.loss_fn, training.optimizer, training.averages))
     after, metrics = step(state, batch)
     assert np.isfinite(float(metrics["loss"]))
     jax.tree.map(np.testing.assert_array_equal, after.params["network"], before)
+    if name == "control":
+        last = [part["kernel"] for layer, part in after.params["control"].items() if layer.startswith("zero_")]
+        assert len(last) == 3 and all(np.abs(kernel).max() > 0 for kernel in last)
+        assert np.abs(batch["cond"]["hint"]).max() == 1 and batch["cond"]["hint"].shape == (8, 16, 16, 1)
+        return
     moved = [np.abs(pair["b"]).max() for pair in jax.device_get(after.params["lora"]).values()]
     assert len(moved) > 4 and min(moved) > 0
     assert all(np.abs(pair["b"]).max() == 0 for pair in state.params["lora"].values())
+
+
+def test_a_sample_is_steered_by_the_hint_of_its_number():
+    config: Any = runpy.run_path(str(CONTROL))["get_config"]("smoke")
+    training = make_training(config)
+    source = make_source(config.data)
+    hints = conditions(config, training.model, np.array([5, 0]))["hint"]
+    np.testing.assert_array_equal(hints, np.stack([source[5]["edges"], source[0]["edges"]]) / np.float32(255))
+    with pytest.raises(ValueError, match="hints are of the data's size"):
+        make_sampler(changed(config, {"sampling.size": (32, 32)}), training.model, training.batches.info)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"adapter": "none"}, "which config.adapter none does not hear"),
+        ({"adapter": "lora"}, "which config.adapter lora does not hear"),
+        ({"cond": ("text", "text_mask")}, "no hint is told: add the transform"),
+        ({"adapter": {"name": "control", "hint_widths": (4, 8)}}, "of shape .* it must be"),
+        ({"network": {"name": "dit"}}, "which steers a unet; config.network is a DiT"),
+    ],
+)
+def test_what_cannot_be_steered_is_refused(changes, words):
+    config: Any = runpy.run_path(str(CONTROL))["get_config"]("smoke")
+    with pytest.raises(ValueError, match=words):
+        make_training(changed(config, changes))
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from diffusion_jax.config import changed
 from diffusion_jax.data.source import Info
 from diffusion_jax.denoisers.precondition import INPUTS
 from diffusion_jax.denoisers.threshold import THRESHOLDS
-from diffusion_jax.experiment import conditions, make_sampler
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.naming import choose
 from diffusion_jax.pretrained.clip import load_clip_text
@@ -27,6 +26,7 @@ from diffusion_jax.process.grid import GRIDS
 from diffusion_jax.process.pace import PACES
 from diffusion_jax.process.schedules import SCHEDULES
 from diffusion_jax.prompts import PROMPTS, make_prompts, told_for
+from diffusion_jax.sampler import conditions, make_sampler
 from diffusion_jax.samples import check_sampling
 from diffusion_jax.solvers import SOLVERS
 from diffusion_jax.trained import load

@@ -13,7 +13,7 @@ from diffusion_jax import trained
 from diffusion_jax.assess import Question, evaluate
 from diffusion_jax.cli.main import run as command
 from diffusion_jax.config import changed
-from diffusion_jax.experiment import make_sampler
+from diffusion_jax.sampler import make_sampler
 from diffusion_jax.sweep import sweep
 from tests.runs import POINTS, train
 

@@ -13,9 +13,10 @@ import numpy as np
 from diffusion_jax.ablation.grid import Grid, names
 from diffusion_jax.assess import Question, make_request
 from diffusion_jax.config import changed, load_config, made_by
-from diffusion_jax.experiment import make_sampler, make_schedule, make_training
+from diffusion_jax.experiment import make_schedule, make_training
 from diffusion_jax.launch.job import Job, check_name
 from diffusion_jax.losses.objective import Objective, same_objective
+from diffusion_jax.sampler import make_sampler
 from diffusion_jax.starts import inherited
 from diffusion_jax.trained import Trained, under
 from diffusion_jax.workdir import plain

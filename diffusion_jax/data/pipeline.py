@@ -162,6 +162,19 @@ def make_evaluation(
     return pipeline
 
 
+def examples(source: Source, transforms: Iterable[Any], indices: Any) -> dict[str, Any]:
+    """Return the examples of these numbers, from the first again after the last, as one batch.
+
+    Each is as it is: transforms that draw at random are left out.
+    """
+    steady = [one for one in make_transforms(transforms, source.info)[0] if not one.random]
+    found = many(source, np.asarray(indices, np.int64) % len(source))
+    nothing: Any = None  # to draw from
+    for transform in steady:
+        found = [transform.apply(example, nothing) for example in found]
+    return _stacked(list(found))
+
+
 def first(pipeline: Pipeline, count: int) -> Iterator[dict[str, Any]]:
     """Yield the batches that hold the first `count` examples of a pass; what is beyond them is not `valid`."""
     for batch in islice(pipeline, -(-count // pipeline.batch_size)):

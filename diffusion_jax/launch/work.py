@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.data.blank import blank
 from diffusion_jax.devices import BATCH, layout
-from diffusion_jax.experiment import Training, conditions, make_sampler, make_training, state_shapes
+from diffusion_jax.experiment import Training, make_training, state_shapes
 from diffusion_jax.launch.traffic import Traffic, traffic_of
 from diffusion_jax.prompts import hear
+from diffusion_jax.sampler import conditions, make_sampler
 from diffusion_jax.training.chips import chip_of
 from diffusion_jax.training.flops import flops_of
 from diffusion_jax.training.parallel import make_mesh, parallelize

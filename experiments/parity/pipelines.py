@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import changed
-from diffusion_jax.experiment import conditions, diffused_shape, make_sampler, make_sampling, sized
+from diffusion_jax.experiment import make_sampling
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.process.forward import prior
 from diffusion_jax.process.noise import example_keys
+from diffusion_jax.sampler import conditions, diffused_shape, make_sampler, sized
 from diffusion_jax.trained import Trained, load
 from tests import pipelines
 
