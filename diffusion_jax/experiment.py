@@ -210,7 +210,8 @@ def _example(training):
 
 def _started(config, training, params):
     """Return the state that starts at these parameters, with those that the loss adds."""
-    key = jax.random.fold_in(jax.random.key(config["seed"]), 2)
+    with jax.ensure_compile_time_eval():
+        key = jax.random.fold_in(jax.random.key(config["seed"]), 2)
     params, history, loss = dict(training.model.adapted.begin(params, key)), None, config["loss"]
     if loss["name"] == "denoising":
         if choose(WEIGHTINGS, loss["weighting"], "weighting").uncertainty is not None:

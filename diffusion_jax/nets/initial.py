@@ -32,7 +32,8 @@ def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
     if not all(isinstance(leaf, _Recorded) for _, leaf in leaves):  # other people's layers draw for themselves
         return jax.jit(module.init)(key, *example)["params"]
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    words = np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    with jax.ensure_compile_time_eval():  # also where only the shapes of a state are traced
+        words = np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
     return jax.tree.unflatten(structure, [_draw(leaf, [*words, _name(path)]) for path, leaf in leaves])
 
 
