@@ -149,9 +149,9 @@ CARRIERS = [case for case in SDE_CASES if case.name != "annealed_langevin"]
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", CARRIERS, ids=lambda case: case.label)
 def test_draws_of_a_mixture(case, path):
-    """In float32, as users run it: 4,000 draws have the mixture's moments within four standard errors and the bias."""
+    """In float32, as users run it: 2,000 draws have the mixture's moments within four standard errors and the bias."""
     schedule, data = laws.SCHEDULE_CASES[path](), two_dimensional()["mixture"]
-    count = 4_000
+    count = 2_000
     x = schedule.sigma(1.0) * jax.random.normal(jax.random.key(0), (count, 2))
     times = jnp.linspace(1, 0, 501)
     solver = case.make(schedule)
