@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 MODES = ("", "smoke")
+INHERITED = ("schedule", "pace", "input", "network", "latent", "text", "loss", "cond")
 
 
 def get_config(mode: str = "") -> Any:
@@ -85,6 +86,33 @@ def get_training(mode: str = "") -> Any:
     config.sampling.hints = {}  # the source of what steers samples where an adapter reads hints; by default the data
     config.sampling.size = ()  # (height, width) in pixels, of networks that take others than those of training
     return config
+
+
+def get_finetuning(mode: str = "", *, folder: str) -> Any:
+    """Return the defaults of configs that begin from a run: what its model is, and how it is sampled, they inherit."""
+    config = get_training(mode)
+    with config.ignore_type():  # entries become names of what they will be
+        for entry in INHERITED:
+            config[entry] = {"name": "inherited"}
+        for entry in ("grid", "solver", "guidance"):
+            config.sampling[entry] = {"name": "inherited"}
+    config.start = {"name": "run", "folder": folder}
+    config.training.optimizer = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    config.training.clip = 1.0
+    return config
+
+
+def shrink_finetuning(config: Any, *entries: str) -> None:
+    """Take a small model of pixels and words that begins anew for what is inherited; the data have these `entries`."""
+    anew = get_training("smoke")
+    with config.ignore_type():
+        for entry in (*INHERITED, "start", "sampling"):
+            config[entry] = anew.get(entry, {})
+    config.network = {"name": "unet", "groups": 4, "mixer": "transformer"}
+    shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,))
+    config.data = {"name": "shapes", "side": 16, "entries": ("x", "caption", *entries)}
+    config.cond = ("text", "text_mask")
+    config.sampling.guidance = {"name": "classifier_free", "scale": 3.0}
 
 
 def shrink(config: Any, **network: Any) -> None:

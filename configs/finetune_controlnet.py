@@ -14,19 +14,11 @@ from typing import Any
 
 from configs import base
 
-INHERITED = ("schedule", "pace", "input", "network", "latent", "text", "loss")
-
 
 def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds, on a small network that begins anew."""
-    config = base.get_training(mode)
-    with config.ignore_type():  # entries become names of what they will be
-        for entry in INHERITED:
-            config[entry] = {"name": "inherited"}
-        for entry in ("grid", "solver", "guidance"):
-            config.sampling[entry] = {"name": "inherited"}
-    config.start = {"name": "run", "folder": "runs/captions"}
-    config.adapter = {"name": "control", "hint_widths": (16,)}  # of pixels; latents take (16, 32, 96, 256)
+    config = base.get_finetuning(mode, folder="runs/captions")
+    config.adapter = {"name": "control", "hint_widths": (16,)}  # as large as the image
     config.data = {"name": "shapes", "side": 16, "entries": ("x", "caption", "edges")}
     config.transforms = (
         {"name": "to_unit"},
@@ -35,12 +27,11 @@ def get_config(mode: str = "") -> Any:
         {"name": "words", "length": 10, "width": 32},
         {"name": "keep", "entries": ("x", "hint", "text", "text_mask")},
     )
-    config.cond = ("text", "text_mask", "hint")
+    with config.ignore_type():
+        config.cond = cond = ("text", "text_mask", "hint")
     config.training.steps = 300
     config.training.batch_size = 64
-    config.training.optimizer = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
     config.training.rate = {"name": "cosine", "peak": 1e-3, "steps": 300, "warmup": 20, "end": 0.0}
-    config.training.clip = 1.0
     config.training.averages = {}  # an average holds the whole network once more
     config.training.sample_every = 100
     config.training.log_every = 50
@@ -49,19 +40,8 @@ def get_config(mode: str = "") -> Any:
     config.sampling.count = 16
     config.sampling.batch_size = 16
     if mode == "smoke":
-        _shrink(config)
+        base.shrink_finetuning(config, "edges")
+        config.cond = cond
+        config.training.averages = {}
+        config.sampling.average = "params"
     return config.lock()
-
-
-def _shrink(config):
-    """Take a small model of pixels and words for what is inherited."""
-    anew, data = base.get_training("smoke"), config.data
-    with config.ignore_type():
-        for entry in (*INHERITED, "start", "sampling"):
-            config[entry] = anew.get(entry, {})
-    config.network = {"name": "unet", "groups": 4, "mixer": "transformer"}
-    base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,))
-    config.data = data
-    config.training.averages = {}
-    config.sampling.average = "params"
-    config.sampling.guidance = {"name": "classifier_free", "scale": 3.0}

@@ -13,18 +13,10 @@ from typing import Any
 
 from configs import base
 
-INHERITED = ("schedule", "pace", "input", "network", "latent", "text", "loss", "cond")
-
 
 def get_config(mode: str = "") -> Any:
     """Return the config; `smoke` finishes in seconds, on a small network that begins anew."""
-    config = base.get_training(mode)
-    with config.ignore_type():  # entries become names of what they will be
-        for entry in INHERITED:
-            config[entry] = {"name": "inherited"}
-        for entry in ("grid", "solver", "guidance"):
-            config.sampling[entry] = {"name": "inherited"}
-    config.start = {"name": "run", "folder": "runs/sd15"}
+    config: Any = base.get_finetuning(mode, folder="runs/sd15")
     config.adapter = {
         "name": "lora",
         "targets": ("*attention/qkv", "*attention/out", "*to_text/q", "*to_text/kv", "*to_text/out"),
@@ -34,29 +26,14 @@ def get_config(mode: str = "") -> Any:
     config.transforms = ({"name": "drop_caption", "rate": 0.1},)
     config.training.steps = 2000
     config.training.batch_size = 16
-    config.training.optimizer = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
     config.training.rate = {"name": "constant", "peak": 1e-4, "warmup": 100}
-    config.training.clip = 1.0
     config.training.averages = {}  # an average holds the whole network once more
     config.training.sample_every = 500
     config.sampling.average = "params"
     config.sampling.count = 16
     config.sampling.batch_size = 4
     if mode == "smoke":
-        _shrink(config)
+        base.shrink_finetuning(config)
+        config.adapter.update(rank=2)
+        config.transforms = ({"name": "to_unit"}, *config.transforms, {"name": "words", "length": 10, "width": 32})
     return config.lock()
-
-
-def _shrink(config):
-    """Take a small model of pixels and words for what is inherited."""
-    anew = base.get_training("smoke")
-    with config.ignore_type():
-        for entry in (*INHERITED, "start", "sampling"):
-            config[entry] = anew.get(entry, {})
-    config.network = {"name": "unet", "groups": 4, "mixer": "transformer"}
-    base.shrink(config, width=8, multipliers=(1,), depth=1, attention=(16,))
-    config.adapter.rank = 2
-    config.data = {"name": "shapes", "side": 16, "entries": ("x", "caption")}
-    config.transforms = ({"name": "to_unit"}, *config.transforms, {"name": "words", "length": 10, "width": 32})
-    config.cond = ("text", "text_mask")
-    config.sampling.guidance = {"name": "classifier_free", "scale": 3.0}
