@@ -67,7 +67,8 @@ MAY_IMPORT = {
     "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir", "sampler"},
     "encoded": EVERY_ROOM | {"codecs"},
     "imported": EVERY_ROOM | {"codecs", "config", "experiment", "workdir", "sampler"},
-    "run": EVERY_ROOM | {"assess", "experiment", "plots", "prompts", "samples", "sweep", "trained", "truth", "workdir"},
+    "run": EVERY_ROOM
+    | {"assess", "experiment", "plots", "prompts", "sampler", "samples", "sweep", "trained", "truth", "workdir"},
     "ablation": EVERY_ROOM | ABOVE | {"launch", "sweep"},
     "launch": EVERY_ROOM | {"config", "experiment", "prompts", "workdir", "sampler"},
     "cli": EVERY_ROOM | ABOVE | {"bits", "encoded", "imported", "run", "sweep", "ablation", "launch"},
