@@ -60,12 +60,16 @@ class _Husk:
     """Whatever a pickle asks for: it keeps what it is called with and what its state is set to."""
 
     name = ""
+    given: tuple[Any, ...]
+    state: dict[Any, Any]
 
-    def __init__(self, *given, **_):
-        self.given, self.state = given, {}
+    def __new__(cls, *given, **_):  # which pickles may call without __init__
+        husk = super().__new__(cls)
+        husk.given, husk.state = given, {}
+        return husk
 
     def __setstate__(self, state):
-        self.given, self.state = (), dict(_entries(state))
+        self.given, self.state = (), self.state | dict(_entries(state))
 
     def __setitem__(self, key, value):
         self.state[key] = value

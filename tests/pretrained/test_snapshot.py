@@ -96,6 +96,16 @@ def test_a_network_is_its_tensors_by_name_and_how_it_was_built(tmp_path):
     assert found.built == {"ema": ("EDMPrecond", keywords)}
 
 
+def test_dicts_of_other_classes_are_made_without_init_and_filled(tmp_path):
+    """As in EasyDict, which pickle makes by __new__ alone; attributes set after leave the items."""
+    pairs = b"".join(dumped(part)[2:-1] for item in snapshot().items() for part in item)
+    content = pickle.PROTO + b"\x02cdnnlib.util\nEasyDict\n)" + pickle.NEWOBJ + b"(" + pairs + b"u"
+    for more in (b"", dumped({"sealed": True})[2:-1] + pickle.BUILD):
+        (tmp_path / "a.pkl").write_bytes(content + more + pickle.STOP)
+        found = read_snapshot(tmp_path / "a.pkl")
+        assert found.built["ema"][0] == "EDMPrecond" and len(found.tensors) == len(WEIGHTS) + 1
+
+
 @pytest.mark.parametrize(
     "name", ["os.system", "builtins.eval", "builtins.exec", "subprocess.call", "importlib.import_module"]
 )
