@@ -23,6 +23,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from diffusion_jax.data.source import BYTES, Example, Info, place
+from diffusion_jax.files import replacing
 
 ENTRIES = ("x", "label", "caption", "mask", "edges")
 TEXT = "str"
@@ -93,21 +94,23 @@ def from_arrays(entries: Mapping[str, Any], *, classes: Sequence[str] = (), name
 
 
 def write_records(path: str | os.PathLike, examples: Iterable[Example], *, classes: Sequence[str] = ()) -> int:
-    """Write examples to an .array_record file that `array` reads, and return their number."""
+    """Write examples to an .array_record file that `array` reads, there when it is whole; return their number."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = Path(path)
     if path.suffix != ".array_record":
         raise ValueError(f"write_records: {path} must end in .array_record.")
-    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # read one at a time; latents do not compress
     count = 0
-    try:
-        for example in examples:
-            writer.write(packed(example))
-            count += 1
-    finally:
-        writer.close()
-    _beside(path).write_text(json.dumps({"classes": list(classes)}) + "\n", encoding="utf-8")
+    with replacing(path) as file:
+        # Records are read one at a time, and latents do not compress
+        writer = ArrayRecordWriter(file.name, "group_size:1,uncompressed")
+        try:
+            for example in examples:
+                writer.write(packed(example))
+                count += 1
+        finally:
+            writer.close()
+        _describe(path, {"classes": list(classes)})
     return count
 
 
@@ -116,10 +119,13 @@ def write_npz(path: str | os.PathLike, examples: Iterable[Example], *, classes: 
     path, held = Path(path), list(examples)
     if path.suffix != ".npz":
         raise ValueError(f"write_npz: {path} must end in .npz.")
+    if not held:
+        raise ValueError(f"write_npz: there are no examples to write to {path}; give one or more.")
     arrays: dict[str, Any] = {name: np.stack([example[name] for example in held]) for name in held[0]}
     if classes:
         arrays["classes"] = np.asarray(classes)
-    np.savez(path, **arrays)
+    with replacing(path) as file:
+        np.savez(file, **arrays)
     return len(held)
 
 
@@ -127,7 +133,7 @@ def note(path: str | os.PathLike, **values: Any) -> None:
     """Note more in the file that lies beside a file of examples."""
     beside = _beside(Path(path))
     held = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    beside.write_text(json.dumps(held | values) + "\n", encoding="utf-8")
+    _describe(Path(path), held | values)
 
 
 def packed(example: Example) -> bytes:
@@ -208,6 +214,11 @@ def _info_of(paths, example):
     shapes = {name: () if isinstance(value, str) else value.shape for name, value in example.items()}
     known = BYTES if example["x"].dtype == np.uint8 else None
     return Info("array", shapes, tuple(told.get("classes", ())), known)
+
+
+def _describe(path, values):
+    with replacing(_beside(path)) as file:
+        file.write((json.dumps(values) + "\n").encode("utf-8"))
 
 
 def _beside(path):

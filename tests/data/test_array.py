@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from diffusion_jax.data.array import array, from_arrays, packed, unpacked, write_records
+from diffusion_jax.data.array import array, from_arrays, note, packed, unpacked, write_npz, write_records
 from diffusion_jax.data.source import BYTES
 
 DRAW = np.random.default_rng(0)
@@ -51,6 +51,26 @@ def test_records_in_several_files_are_one_source(tmp_path):
         write_records(tmp_path / f"latents-{part}.array_record", some)
     same(array(path=str(tmp_path / "latents-*.array_record")))
     same(array(path=[str(tmp_path / f"latents-{part}.array_record") for part in range(3)]))
+
+
+@pytest.mark.parametrize(("write", "ending"), [(write_records, "array_record"), (write_npz, "npz")])
+def test_what_is_written_replaces_a_file_when_it_is_whole(tmp_path, write, ending):
+    path = tmp_path / f"latents.{ending}"
+
+    def broken():
+        yield from list(examples())[:3]
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write(path, broken())
+    assert not list(tmp_path.iterdir())
+    write(path, examples(), classes=["cat", "dog", "eel"])
+    note(path, mean=[0.0])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RuntimeError):
+        write(path, broken())
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    same(array(path=str(path)))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64", ">f4", "int32", "int64", "bool"])
@@ -100,6 +120,7 @@ def test_pickled_objects_are_never_loaded(tmp_path):
         (lambda path: from_arrays({"x": np.zeros((0, 3))}), "not 0"),
         (lambda path: from_arrays({"x": np.zeros((2, 3)), "label": [0, 2]}, classes=["a", "b"]), "for 2 classes"),
         (lambda path: write_records(path / "x.npz", []), "must end in .array_record"),
+        (lambda path: write_npz(path / "x.npz", []), "no examples to write"),
     ],
 )
 def test_bad_arrays_are_refused_with_a_reason(tmp_path, make, words):
