@@ -7,7 +7,6 @@ The network's parameters become a checkpoint and everything else entries of the 
 prompts are not trained, so they stay where they are: the config has their folder and a hash of their files.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +22,9 @@ from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
 from diffusion_jax.pretrained import dit, sd3, unet
 from diffusion_jax.pretrained import flux as pretrained_flux
+from diffusion_jax.pretrained.parts import INDEX, SCHEDULER, read_index
 from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
-from diffusion_jax.pretrained.tensors import identity, read_config
+from diffusion_jax.pretrained.tensors import CONFIG, identity, read_config
 from diffusion_jax.sampler import DISTILLED, make_sampler
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.optimizer import make_optimizer
@@ -32,6 +32,8 @@ from diffusion_jax.training.state import start_state
 from diffusion_jax.types import Params
 
 BASE = Path(__file__).parent.parent / "configs" / "base.py"
+NETWORK = ("unet", "transformer")  # what a pipeline calls its network
+AUTOENCODER = ("vae", "vqvae")
 
 
 class Parts(NamedTuple):
@@ -40,6 +42,7 @@ class Parts(NamedTuple):
     kind: str
     folders: Mapping[str, Path]
     index: Mapping[str, Any]  # all that model_index.json says
+    home: Path
 
 
 class Network(NamedTuple):
@@ -66,7 +69,7 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
     parts = parts_of(Path(folder).expanduser().resolve())
     config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
     config.update(lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant))
-    recipe = read_scheduler(parts.folders["scheduler"]) if "scheduler" in parts.folders else plain_recipe()
+    recipe = read_scheduler(part_of(parts, "scheduler")) if parts.kind else plain_recipe()
     network = _network(parts, dtype, variant)
     if "tokens" in recipe.pace:
         recipe.pace["tokens"] = (network.side // network.spec.get("patch", 2)) ** 2
@@ -123,18 +126,33 @@ def write_imported(imported: Imported, workdir: Path) -> None:
 
 def parts_of(folder: Path) -> Parts:
     """Say what lies in a folder of diffusers."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        if not (folder / "config.json").is_file():
+    if not (folder / INDEX).is_file():
+        if not (folder / CONFIG).is_file():
             raise ValueError(
                 f"{folder} has neither model_index.json nor config.json: it is no folder that diffusers writes. Of a "
                 "pipeline, give the folder that holds `unet` or `transformer`."
             )
-        return Parts("", {"network": folder}, {})
-    found = json.loads(index.read_text(encoding="utf-8"))
-    places = {name: folder / name for name, kind in found.items() if isinstance(kind, list) and kind[0] is not None}
-    places["network"] = places.get("unet") or places.get("transformer") or folder / "unet"
-    return Parts(found["_class_name"], places, found)
+        return Parts("", {NETWORK[0]: folder}, {}, folder)
+    found, kinds = read_index(folder, "import_weights")
+    kind, names = found.get("_class_name"), found.get("id2label") or {}
+    if not isinstance(kind, str) or not isinstance(names, dict):
+        lacks = "_class_name, the pipeline's kind" if isinstance(names, dict) else "names by number in id2label"
+        raise ValueError(f"import_weights: {folder / INDEX} has no {lacks}; it is damaged: download it again.")
+    return Parts(kind, {name: folder / name for name in kinds}, found, folder)
+
+
+def part_of(parts: Parts, *names: str) -> Path:
+    """Return the folder of a part, whichever of these names it has, or say that the pipeline is without it."""
+    name = next((name for name in names if name in parts.folders), None)
+    if name is None:
+        raise ValueError(
+            f"import_weights: {parts.home / INDEX} names no {' or '.join(names)}, or says that it is null, and "
+            f"{parts.kind} needs it: save or download the pipeline with all of its parts."
+        )
+    file = parts.folders[name] / (SCHEDULER if name == "scheduler" else CONFIG)
+    if not file.is_file():
+        raise ValueError(f"import_weights: {parts.home / INDEX} names {name}, and there is no {file}; download it.")
+    return parts.folders[name]
 
 
 def alone(parts: Parts, variant: str) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def alone(parts: Parts, variant: str) -> dict[str, Any]:
 
 def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents."""
-    folder = parts.folders["vae"]
+    folder = part_of(parts, *AUTOENCODER)
     kind = read_config(folder, ("AutoencoderKL", "VQModel"), "latent")["_class_name"]
     place = {"folder": str(folder), "hash": identity(folder, variant=variant), "variant": variant}
     return {"latent": {"name": {"AutoencoderKL": "vae", "VQModel": "vq"}[kind], **place}}
@@ -152,13 +170,13 @@ def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
 
 def stable_diffusion(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by CLIP."""
-    return of_latents(parts, variant) | _reading("clip", ("text",), parts, variant)
+    return of_latents(parts, variant) | _reading("clip", ("text",), parts, variant, 1)
 
 
 def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by two CLIPs, and sizes."""
-    config = read_config(parts.folders["network"], ("UNet2DConditionModel",), "import_weights")
-    beside, read = of_latents(parts, variant), _reading("clip_pair", ("text", "pooled"), parts, variant)
+    config = read_config(part_of(parts, *NETWORK), ("UNet2DConditionModel",), "import_weights")
+    beside, read = of_latents(parts, variant), _reading("clip_pair", ("text", "pooled"), parts, variant, 2)
     codec = make_codec(beside["latent"])
     size = (config.get("sample_size") or 128) * (codec.factor if codec else 1)
     read["text"] |= {"size": (size, size), "waves": config.get("addition_time_embed_dim") or 256}
@@ -168,29 +186,29 @@ def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
 
 def stable_diffusion_3(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by two CLIPs and T5."""
-    return of_latents(parts, variant) | _reading("clip_t5", ("text", "pooled"), parts, variant)
+    return of_latents(parts, variant) | _reading("clip_t5", ("text", "pooled"), parts, variant, 3)
 
 
 def flux(parts: Parts, variant: str) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by T5 and CLIP, and perhaps how to be guided."""
-    config = read_config(parts.folders["network"], ("FluxTransformer2DModel",), "import_weights")
+    config = read_config(part_of(parts, *NETWORK), ("FluxTransformer2DModel",), "import_weights")
     guided = config.get("guidance_embeds", False)
     told = ("text", "pooled", *(("guidance",) if guided else ()))
-    read = _reading("t5_clip", told, parts, variant)
+    read = _reading("t5_clip", told, parts, variant, 2)
     read["text"] |= {"guidance": 3.5 if guided else 0.0, "length": 512 if guided else 256}
     return of_latents(parts, variant) | read
 
 
-def _reading(name, told, parts, variant):
-    """Return the entries of what reads prompts."""
-    encoders = [parts.folders[part] for part in sorted(parts.folders) if part.startswith("text_encoder")]
+def _reading(name, told, parts, variant, count):
+    """Return the entries of what reads prompts, which is `count` networks."""
+    encoders = [part_of(parts, f"text_encoder{end}") for end in ("", "_2", "_3")[:count]]
     hashes = tuple(identity(encoder, variant=variant) for encoder in encoders)
-    text = {"name": name, "folder": str(encoders[0].parent), "hashes": hashes, "variant": variant}
+    text = {"name": name, "folder": str(parts.home), "hashes": hashes, "variant": variant}
     return {"cond": told, "text": text}
 
 
 def _network(parts, dtype, variant) -> Network:
-    folder = parts.folders["network"]
+    folder = part_of(parts, *NETWORK)
     kind = read_config(folder, tuple(NETWORKS), "import_weights")["_class_name"]
     return NETWORKS[kind](folder, dtype, variant)
 
@@ -203,7 +221,8 @@ def _unet(folder, dtype, variant) -> Network:
 
 def _dit(folder, dtype, variant) -> Network:
     read = dit.load_dit(folder, dtype=dtype, variant=variant)
-    return _described("dit", read, dit.keywords_of(read.config) | {"dtype": dtype}, read.config["sample_size"], folder)
+    keywords = dit.keywords_of(read.config) | {"dtype": dtype}
+    return _described("dit", read, keywords, read.config.get("sample_size") or 32, folder)
 
 
 def _sd3(folder, dtype, variant) -> Network:

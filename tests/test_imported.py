@@ -15,7 +15,7 @@ from diffusion_jax.config import changed
 from diffusion_jax.data.source import Info
 from diffusion_jax.denoisers.precondition import INPUTS
 from diffusion_jax.denoisers.threshold import THRESHOLDS
-from diffusion_jax.imported import read_imported, write_imported
+from diffusion_jax.imported import parts_of, read_imported, write_imported
 from diffusion_jax.naming import choose
 from diffusion_jax.pretrained.clip import load_clip_text
 from diffusion_jax.pretrained.schedulers import SCHEDULERS, read_scheduler
@@ -153,6 +153,69 @@ def test_what_is_not_known_or_not_there_is_refused(tmp_path, source, change, wor
     refused(tmp_path, source, change, words)
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "model_index.json names no parts of a pipeline"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "model_index.json has no _class_name"),
+        ({"_class_name": ["StableDiffusionPipeline"]}, "model_index.json has no _class_name"),
+        ({"_class_name": "DiTPipeline", "id2label": "tench"}, "has no names by number in id2label"),
+        ({"_class_name": "DiTPipeline", "x": []}, r"model_index.json has x=\[\]; a part is \[library, class\]"),
+        ({"_class_name": "DiTPipeline", "x": [None, "UNet"]}, r"has x=\[None, 'UNet'\]"),
+        ({"_class_name": "DiTPipeline", "../vae": ["diffusers", "VQModel"]}, "has a part '../vae'; a part is a folder"),
+        ({"_class_name": "DiTPipeline", "..": ["diffusers", "VQModel"]}, r"has a part '\.\.'"),
+        ({"_class_name": "DiTPipeline", "/vae": ["diffusers", "VQModel"]}, "has a part '/vae'"),
+    ],
+    ids=str,
+)
+def test_an_index_that_is_damaged_is_refused(tmp_path, values, words):
+    (tmp_path / "model_index.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=words):
+        parts_of(tmp_path)
+
+
+def without(part):
+    return lambda folder: edit(folder / "model_index.json", **{part: [None, None]})
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "words"),
+    [
+        (pipelines.stable_diffusion, without("text_encoder"), "names no text_encoder, or says that it is null"),
+        (pipelines.stable_diffusion, without("vae"), "names no vae or vqvae, or says that it is null"),
+        (pipelines.stable_diffusion, without("scheduler"), "names no scheduler, or says"),
+        (pipelines.stable_diffusion, without("unet"), "names no unet or transformer"),
+        (pipelines.stable_diffusion_3, without("text_encoder_3"), "no text_encoder_3, .*3Pipeline needs it"),
+        (
+            pipelines.stable_diffusion,
+            lambda f: (f / "text_encoder" / "config.json").unlink(),
+            "names text_encoder, and there is no .*text_encoder/config.json",
+        ),
+        (
+            pipelines.stable_diffusion,
+            lambda f: (f / "scheduler" / "scheduler_config.json").write_text("[1]"),
+            "scheduler_config.json has no _class_name",
+        ),
+    ],
+    ids=["text", "vae", "scheduler", "network", "t5", "config", "list"],
+)
+def test_a_pipeline_without_a_part_says_which(tmp_path, make, change, words):
+    change(make(tmp_path / "pipeline"))
+    with pytest.raises(ValueError, match=words):
+        read_imported(tmp_path / "pipeline")
+
+
+def test_the_autoencoder_of_latent_diffusion_is_called_vqvae(tmp_path):
+    folder = tmp_path / "ldm"
+    shutil.copytree(pipelines.MODELS / "unet2d_ddpm", folder / "unet")
+    write(folder / "vqvae", *stored("vq_tiny.npz"), "diffusion_pytorch_model.safetensors")
+    pipelines.schedule(folder / "scheduler", "DDIMScheduler")
+    kinds = {"unet": "UNet2DModel", "vqvae": "VQModel", "scheduler": "DDIMScheduler"}
+    pipelines.index(folder, "LDMPipeline", kinds)
+    latent = read_imported(folder).config.latent
+    assert (latent.name, latent.folder) == ("vq", str(folder / "vqvae"))
+
+
 def test_files_that_changed_are_refused(tmp_path):
     shutil.copytree(pipelines.MODELS / "vae_sd", tmp_path / "vae")
     codec = make_codec({"name": "vae", "folder": str(tmp_path / "vae"), "hash": "0123456789abcdef"})
@@ -166,6 +229,24 @@ def test_a_folder_with_a_run_is_left(source, workdir, capsys):
     assert "holds a run already" in capsys.readouterr().err
     assert run(["import_weights", "--from", str(source)]) == 2
     assert "Give --from and --to" in capsys.readouterr().err
+    assert run(["import_weights", "--from", str(source), "--to", str(source / "model_index.json")]) == 2
+    assert "model_index.json is a file; it must be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--side", "-8"), "--side is -8; it must be 1 or more"),
+        (("--batch_size", "-1"), "--batch_size is -1; it must be 1 or more"),
+        (("--out", "gone/x.npz"), "--out is gone/x.npz; it must be a file in a folder that is there; make gone."),
+        (("--out", "x.csv"), "it must end in .array_record or .npz"),
+    ],
+)
+def test_encoding_to_nowhere_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, given, words):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--latent", "gone", "--data", "digits", "--side", "8", "--out", "x.npz"]
+    assert run(["encode", *asked, *given]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
@@ -234,6 +315,46 @@ def test_every_scheduler_is_a_path_a_grid_and_a_solver_of_ours(tmp_path, name):
         choose(SOLVERS, recipe.solver, "solver", schedule)
         choose(INPUTS, recipe.input, "input", None, schedule)
         choose(THRESHOLDS, recipe.threshold, "threshold", None, schedule)
+
+
+STEPS, FLOW = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (STEPS, {"algorithm_type": "dpmsolver"}, r"algorithm_type='dpmsolver'; known is 'dpmsolver\+\+'"),
+        (STEPS, {"algorithm_type": "sde-dpmsolver"}, "algorithm_type='sde-dpmsolver'; known"),
+        (STEPS, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}, "a value that is not known: 3"),
+        (STEPS, {"solver_order": []}, "a value that is not known"),
+        (STEPS, {"solver_type": "heun"}, "solver_type='heun'; known is 'midpoint'"),
+        (STEPS, {"final_sigmas_type": "sigma_min"}, "final_sigmas_type='sigma_min'; known is 'zero'"),
+        (STEPS, {"use_lu_lambdas": True}, "use_lu_lambdas=True; known is False"),
+        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type='continuous'; known is 'discrete'"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0=False; known is True"),
+        ("DDPMScheduler", {"variance_type": "learned"}, "variance_type='learned'; known is .* or 'learned_range'"),
+        ("DDIMScheduler", {"trained_betas": [0.1], "rescale_betas_zero_snr": True}, "known is one of them"),
+        ("DDIMScheduler", {"trained_betas": 0.1}, "a value that is not known"),
+        (FLOW, {"use_karras_sigmas": True}, "use_karras_sigmas=True; known is False"),
+        (FLOW, {"shift_terminal": 0.1}, "shift_terminal=0.1; known is None"),
+    ],
+)
+def test_what_a_scheduler_asks_for_and_is_not_known_is_refused(tmp_path, name, change, words):
+    pipelines.schedule(tmp_path / "scheduler", name, **change)
+    with pytest.raises(ValueError, match=f"scheduler_config.json.* {words}"):
+        read_scheduler(tmp_path / "scheduler")
+
+
+def test_solvers_are_those_that_a_scheduler_names(tmp_path):
+    cases = [
+        (STEPS, {"algorithm_type": "sde-dpmsolver++"}, {"name": "dpmpp_2m_sde"}),
+        (STEPS, {"algorithm_type": "deis", "solver_type": "bh2", "solver_order": 3}, {"name": "dpmpp_3m"}),
+        ("UniPCMultistepScheduler", {"solver_type": "midpoint"}, {"name": "unipc", "order": 2, "variant": "bh2"}),
+        ("DDPMScheduler", {"variance_type": "learned_range"}, {"name": "ddpm", "variance": "learned"}),
+    ]
+    for number, (name, change, solver) in enumerate(cases):
+        pipelines.schedule(tmp_path / str(number), name, **change)
+        assert read_scheduler(tmp_path / str(number)).solver == solver
 
 
 @pytest.mark.slow

@@ -35,6 +35,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     for name in ("data", "side", "out", "batch_size"):
         if not asked[name]:
             raise ValueError(f"encode: give --{name}; `encode --help` shows what it is.")
+    side, out = asked["side"], Path(asked["out"]).expanduser()
+    for name in ("side", "batch_size"):
+        if asked[name] < 1:
+            raise ValueError(f"encode: --{name} is {asked[name]}; it must be 1 or more.")
+    if out.suffix not in (".array_record", ".npz"):
+        raise ValueError(f"encode: --out is {out}; it must end in .array_record or .npz.")
+    if not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"encode: --out is {out}; it must be a file in a folder that is there; make {out.parent}.")
     if bool(asked["workdir"]) == bool(asked["latent"]):
         raise ValueError("which autoencoder? Give --workdir of a run, or --latent with a folder, and not both.")
     latent: Any = {"name": "vae", "folder": asked["latent"]}
@@ -44,9 +52,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     codec = make_codec(latent)
     if codec is None:
         raise ValueError(f"the run in {asked['workdir']} has no autoencoder: its config.latent is none. Give --latent.")
-    data, side, out = arguments.entry(asked["data"]), asked["side"], Path(asked["out"])
-    if out.suffix not in (".array_record", ".npz"):
-        raise ValueError(f"encode: --out is {out}; it must end in .array_record or .npz.")
+    data = arguments.entry(asked["data"])
     transforms = ({"name": "adm_crop", "side": side}, {"name": "to_unit"})
     encoding = Encoding(make_source(data), transforms, codec, asked["batch_size"], asked["mirrored"])
     images(encoding)  # says its errors

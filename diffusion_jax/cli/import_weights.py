@@ -30,6 +30,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     if not asked["from"] or not asked["to"]:
         raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
     workdir = Path(asked["to"])
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"--to {workdir} is a file; it must be a folder, or not be there yet.")
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} holds a run already; give another --to.")
     imported = read_imported(asked["from"], dtype=asked["dtype"], variant=asked["variant"])

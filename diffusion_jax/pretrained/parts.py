@@ -52,12 +52,9 @@ class Pipeline(NamedTuple):
 
 def pipeline_of(folder: Path, load: Callable[..., Any], kinds: Collection[Any]) -> Pipeline:
     """Return the pipeline of a folder, whose networks of these kinds `load(subfolder=name)` reads."""
-    config = read_json(folder / INDEX, "load")
+    config, classes = read_index(folder, "load")
     openers, left = {}, {}
-    for name, spec in config.items():
-        if name.startswith("_") or not isinstance(spec, list) or not all(isinstance(word, str) for word in spec):
-            continue
-        kind = spec[-1]
+    for name, kind in classes.items():
         if kind in TOKENIZERS:
             openers[name] = lambda name=name, kind=kind: TOKENIZERS[kind](folder / name)
         elif _kind(folder / name / CONFIG) in kinds:
@@ -68,9 +65,31 @@ def pipeline_of(folder: Path, load: Callable[..., Any], kinds: Collection[Any]) 
     return Pipeline(Parts(openers, left), read_json(scheduler, "load") if scheduler.is_file() else {}, config)
 
 
+def read_index(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read model_index.json: all that it says, and the class of each part that is there; `wanted` says what for."""
+    path, classes = folder / INDEX, {}
+    config = read_json(path, wanted)
+    if not config:
+        raise ValueError(f"{wanted}: {path} names no parts of a pipeline; it is damaged: download it again.")
+    for name, spec in config.items():
+        if name.startswith("_") or not isinstance(spec, list) or (spec and not isinstance(spec[0], str | None)):
+            continue  # a setting, which may be a list of numbers
+        if spec == [None, None]:
+            continue
+        if len(spec) != 2 or not all(isinstance(word, str) for word in spec):
+            raise ValueError(
+                f"{wanted}: {path} has {name}={spec!r}; a part is [library, class], or [null, null] where it is not "
+                "there. The file is damaged: download it again."
+            )
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"{wanted}: {path} has a part {name!r}; a part is a folder beside that file.")
+        classes[name] = spec[1]
+    return config, classes
+
+
 def _kind(path):
     config = read_json(path, "load") if path.is_file() else {}
-    return config.get("model_type") or config.get("_class_name")
+    return str(config.get("model_type") or config.get("_class_name"))
 
 
 TOKENIZERS = {

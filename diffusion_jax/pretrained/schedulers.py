@@ -14,12 +14,13 @@ Their Euler is our DDIM, which is Euler's step in sigma / alpha, and on the stra
 like here, and DPM-Solver++, which needs fewer steps, stands for it.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion_jax.naming import lookup
+from diffusion_jax.pretrained.parts import SCHEDULER
+from diffusion_jax.pretrained.tensors import check_known, read_json
 
 
 class Recipe(NamedTuple):
@@ -38,16 +39,20 @@ class Recipe(NamedTuple):
 
 def read_scheduler(folder: str | Path) -> Recipe:
     """Read a scheduler's folder; where the pace depends on the tokens of an image, they are of the largest."""
-    path = Path(folder).expanduser() / "scheduler_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"schedulers: {path} cannot be read: {error}.") from None
+    path = Path(folder).expanduser() / SCHEDULER
+    if not path.is_file():
+        raise ValueError(f"schedulers: there is no {path}; download the rest.")
+    config = read_json(path, "schedulers")
     kind = config.get("_class_name")
-    solver = lookup(SCHEDULERS, kind, f"scheduler of {path}")
+    if not isinstance(kind, str):
+        raise ValueError(f"schedulers: {path} has no _class_name, the scheduler's kind; download it again.")
+    solver, flow = lookup(SCHEDULERS, kind, f"scheduler of {path}"), kind.startswith("FlowMatch")
+    check_known(config, (_KNOWN_FLOW if flow else _KNOWN) | _KNOWN_OF.get(kind, {}), path)
+    if config.get("trained_betas") is not None and config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{path}: its config has trained_betas and rescale_betas_zero_snr; known is one of them.")
     try:
-        return (_flow if kind.startswith("FlowMatch") else _discrete)(config, solver)
-    except KeyError as error:
+        return (_flow if flow else _discrete)(config, solver)
+    except (KeyError, TypeError) as error:
         raise ValueError(f"schedulers: {path} has a value that is not known: {error}.") from None
 
 
@@ -143,17 +148,55 @@ def _threshold(config):
 
 def _variance(config):
     names = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"}
-    names |= {"fixed_large_log": "fixed_large", "learned": "learned", "learned_range": "learned"}
+    names |= {"fixed_large_log": "fixed_large", "learned_range": "learned"}
     return {"name": "ddpm", "variance": names[config.get("variance_type", "fixed_small")]}
 
 
 def _multistep(config):
-    order, noisy = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++").startswith("sde")
-    return {"name": "dpmpp_2m_sde"} if noisy else {"name": {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}[order]}
+    names = {1: "ddim", 2: "dpmpp_2m", 3: "dpmpp_3m"}
+    if config.get("algorithm_type") == "sde-dpmsolver++":
+        names = {2: "dpmpp_2m_sde"}
+    return {"name": names[config.get("solver_order", 2)]}
 
 
 def _unipc(config):
-    return {"name": "unipc", "order": config.get("solver_order", 2), "variant": config.get("solver_type", "bh2")}
+    variant = "bh1" if config.get("solver_type") == "bh1" else "bh2"  # which they too take for another's names
+    return {"name": "unipc", "order": config.get("solver_order", 2), "variant": variant}
+
+
+# Entries that would change what is sampled, with the values of which that is known.
+_OFF: tuple[Any, ...] = (False, None)
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "final_sigmas_type": ("zero",),
+    "use_lu_lambdas": _OFF,
+    "use_flow_sigmas": _OFF,
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+}
+_KNOWN_FLOW: dict[str, tuple[Any, ...]] = {
+    "stochastic_sampling": _OFF,
+    "invert_sigmas": _OFF,
+    "shift_terminal": (None,),
+    "use_karras_sigmas": _OFF,
+    "use_exponential_sigmas": _OFF,
+    "use_beta_sigmas": _OFF,
+}
+_KNOWN_OF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DDPMScheduler": {
+        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
+    },
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),  # theirs takes the others' names for its own
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    },
+    "UniPCMultistepScheduler": {
+        "solver_type": ("bh1", "bh2", "midpoint", "heun", "logrho"),
+        "predict_x0": (True,),
+        "disable_corrector": ([],),
+    },
+}
 
 
 SCHEDULERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

@@ -76,6 +76,26 @@ def test_parts_that_are_not_known_are_refused_by_name(folder):
     assert "safety_checker" not in parts and parts.get("unit") is None
 
 
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ([["a", "b"]], "names no parts of a pipeline"),
+        ({"x": []}, r"has x=\[\]; a part is"),
+        ({"../x": ["transformers", "CLIPTokenizer"]}, "has a part '../x'; a part is a folder beside"),
+    ],
+    ids=str,
+)
+def test_an_index_that_is_damaged_is_refused(tmp_path, index, words):
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"load: .*model_index.json {words}"):
+        load(tmp_path)
+
+
+def test_settings_that_are_lists_are_no_parts(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "P", "sizes": [1, 2], "x": [None, None]}))
+    assert len(load(tmp_path).parts) == 0
+
+
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_tokenizers_are_known_by_their_classes(kind, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"words": ["transformers", kind]}))
