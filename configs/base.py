@@ -89,12 +89,12 @@ def get_training(mode: str = "") -> Any:
 
 
 def get_finetuning(mode: str = "", *, folder: str) -> Any:
-    """Return the defaults of configs that begin from a run: what its model is, and how it is sampled, they inherit."""
+    """Return the defaults of configs that begin from a run: its model, its grid, its solver, they inherit."""
     config = get_training(mode)
     with config.ignore_type():  # entries become names of what they will be
         for entry in INHERITED:
             config[entry] = {"name": "inherited"}
-        for entry in ("grid", "solver", "guidance"):
+        for entry in ("grid", "solver", "guidance", "threshold"):
             config.sampling[entry] = {"name": "inherited"}
     config.start = {"name": "run", "folder": folder}
     config.training.optimizer = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}

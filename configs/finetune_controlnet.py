@@ -36,6 +36,7 @@ def get_config(mode: str = "") -> Any:
     config.training.sample_every = 100
     config.training.log_every = 50
     config.sampling.average = "params"
+    config.sampling.guidance = {"name": "none"}  # nothing is asked for but the edges
     config.sampling.steps = 20
     config.sampling.count = 16
     config.sampling.batch_size = 16
@@ -44,4 +45,5 @@ def get_config(mode: str = "") -> Any:
         config.cond = cond
         config.training.averages = {}
         config.sampling.average = "params"
+        config.sampling.guidance = {"name": "none"}
     return config.lock()

@@ -22,12 +22,14 @@ from tqdm import tqdm
 from diffusion_jax.assess import keep_cards, made
 from diffusion_jax.data import first, make_evaluation, make_source
 from diffusion_jax.data.source import BYTES
+from diffusion_jax.data.transforms import RESIZING
 from diffusion_jax.evaluation.card import Card, Cards
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.process.schedule import finite_span
+from diffusion_jax.prompts import hear, make_prompts, spoken
 from diffusion_jax.sampler import guided
 from diffusion_jax.samples import origin
-from diffusion_jax.sides import RESIZING, tfds_of
+from diffusion_jax.sides import tfds_of
 from diffusion_jax.solvers.bound import continuous_bound
 from diffusion_jax.solvers.likelihood import DEQUANTIZATIONS, bits_per_dim, dequantize, log_likelihood
 from diffusion_jax.trained import Trained, load
@@ -130,6 +132,10 @@ def _batches(model, data, count, batch_size):
         raise ValueError(f"likelihood: the data '{source.info.name}' are no images in uint8, which bits are of.")
     kept = [one for one in config["transforms"] if one["name"] in (*RESIZING, "words")]
     told = [name for name in config["cond"] if name != "augment"]
+    if "hint" in told:
+        raise ValueError("likelihood: this model is steered by hints, of which its data's images in uint8 have none.")
+    speaking, told = spoken(make_prompts(model.config.text, source.info), told)
+    kept.extend(speaking)
     if told:
         kept.append({"name": "condition", "entries": told})
     batches = make_evaluation(source, kept, batch_size=min(batch_size, count))
@@ -157,6 +163,7 @@ def _measured(model: Trained, batches, way, key, count):
 
     with tqdm(total=min(count, batches.batch_size * len(batches)), desc="bits", unit="example") as bar:
         for batch in first(batches, count):
+            batch = hear(model.model.prompts, batch, model.model.told)
             bits = run(model.params, jnp.asarray(batch["x"]), jnp.asarray(batch["index"]), batch.get("cond") or {})
             bits = np.asarray(bits)[batch["valid"]]
             bar.update(len(bits))

@@ -6,7 +6,7 @@ encoders the second step needs weights, which lie where they were, are read when
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,12 +72,12 @@ def spoken(prompts: Prompts, cond: Sequence[str]) -> tuple[tuple[Any, ...], tupl
     return (tokens,), (*(name for name in cond if name not in prompts.shapes), TOKENS)
 
 
-def hear(prompts: Prompts, batch: Batch) -> Batch:
-    """Return a batch with its tokens encoded."""
+def hear(prompts: Prompts, batch: Batch, told: Collection[str]) -> Batch:
+    """Return a batch with its tokens encoded, as far as a network is told what they say."""
     cond = dict(batch.get("cond", {}))
     if TOKENS not in cond:
         return batch
-    found = prompts.tell(cond.pop(TOKENS))
+    found = {name: value for name, value in prompts.tell(cond.pop(TOKENS)).items() if name in told}
     return batch | {"cond": cond | found}
 
 
@@ -251,7 +251,8 @@ def _row(tokens, tell, caption):
     found, (cut,) = tokens([caption])
     if cut:
         warnings.warn(f"the caption '{caption}' is too long: what is cut is '{cut}'.", stacklevel=2)
-    return {name: value[0] for name, value in tell(found).items()}
+    with jax.ensure_compile_time_eval():  # a row is kept, also where something is being traced
+        return {name: value[0] for name, value in tell(found).items()}
 
 
 PROMPTS = {"words": words, "clip": clip, "clip_pair": clip_pair, "clip_t5": clip_t5, "t5_clip": t5_clip}

@@ -13,7 +13,7 @@ from diffusion_jax.data.density import Density
 from diffusion_jax.experiment import Training, at_least, make_training, start, state_shapes
 from diffusion_jax.nets.network import count
 from diffusion_jax.prompts import hear
-from diffusion_jax.sampler import make_sampler
+from diffusion_jax.sampler import check_hints, make_sampler
 from diffusion_jax.samples import draw, picture
 from diffusion_jax.sweep import prepare_settings
 from diffusion_jax.trained import Trained, post_hoc_width, under
@@ -50,14 +50,15 @@ def prepare(config: Any, folder: Path) -> Run:
             f"config.training.batch_size is {part.batch_size}; {shares} devices and {part.parts} parts must share it "
             f"evenly, so make it a multiple of {shares * part.parts}."
         )
-    make_sampler(config, training.model, training.batches.info)  # says its errors
+    make_sampler(config, training.model, training.batches.info)  # says its errors, as does the next
+    check_hints(config, training.model)
     post_hoc_width(config)
     make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
     if part.mapping == "pmap" and config.loss.get("times", {}).get("name") == "loss_adaptive":
         raise ValueError("loss-adaptive times remember the whole batch, which pmap never sees; take mapping=jit.")
     parallel = parallelize(make_step, mesh, mapping=part.mapping)
-    put, prompts = parallel.put_batch, training.model.prompts
-    parallel = parallel._replace(put_batch=lambda batch: put(hear(prompts, batch)))
+    put, model = parallel.put_batch, training.model
+    parallel = parallel._replace(put_batch=lambda batch: put(hear(model.prompts, batch, model.told)))
     compiled: dict[str, Any] = {}
     answer = _prepare_evaluation(config, folder, training, compiled)
     held = workdir.open_workdir(folder, config) if jax.process_index() == 0 else None

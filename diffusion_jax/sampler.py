@@ -1,6 +1,8 @@
 """From a model to its samples, as one program: what they are told, how they are guided, and what they become."""
 
+import functools
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.data import make_source
 from diffusion_jax.data.pipeline import examples
+from diffusion_jax.data.transforms import RESIZING
 from diffusion_jax.denoisers.guidance import GUIDANCE, within
 from diffusion_jax.denoisers.network import doubled, make_denoiser
 from diffusion_jax.denoisers.precondition import INPUTS
@@ -60,6 +63,7 @@ def make_sampler(
         decoder = None if codec is None else codec.params()
         return jitted(params, key, indices, cond, (sampling.times, jnp.asarray(scale, jnp.float32), null, decoder))
 
+    _check_scale(part["guidance"])
     if part["guidance"]["name"] == DISTILLED and "guidance" not in model.told:
         raise ValueError("config.sampling.guidance is distilled, of which this network was not told in training.")
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
@@ -115,13 +119,16 @@ def drawn_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
     return shape if codec is None else (*(side * codec.factor for side in shape[:2]), codec.channels)
 
 
-def conditions(config: Any, model: Model, indices: Any) -> dict[str, Any]:
-    """Return what the samples of these global indices are told: their label, their caption's text, their hint."""
+def conditions(config: Any, model: Model, indices: Any, *, hints: Any = None) -> dict[str, Any]:
+    """Return what the samples of these global indices are told: their label, their caption's text, their hint.
+
+    `hints` stand for those that are read, where the data are not at hand.
+    """
     told = {}
     if "label" in model.told:
         told["label"] = jnp.asarray(labels_of(config, model, indices), jnp.int32)
     if "hint" in model.told:
-        told["hint"] = jnp.asarray(_hints(config, indices))
+        told["hint"] = jnp.asarray(_hints(config, indices) if hints is None else hints)
     told |= _texts(model, captions_of(config, indices))
     guidance = config["sampling"]["guidance"]
     if "guidance" in told and guidance["name"] == DISTILLED:
@@ -176,17 +183,51 @@ def _texts(model, captions):
     return {name: value for name, value in told_for(model.prompts, captions).items() if name in model.told}
 
 
+def check_hints(config: Any, model: Model) -> None:
+    """Refuse hints that cannot be read, or that are of another shape than those of training."""
+    if "hint" not in model.told:
+        return
+    found, wanted = _hints(config, np.zeros(1, int)).shape[1:], model.told["hint"].shape
+    if found != wanted:
+        raise ValueError(f"config.sampling.hints gives hints of shape {found}; those of training are {wanted}.")
+
+
 def _hints(config, indices):
-    """Return what steers the samples of these global indices: the hint of the example of that number."""
-    transforms = list(config["transforms"])
-    last = max((place for place, one in enumerate(transforms) if one["name"] == "hint"), default=len(transforms))
-    source = make_source(config["sampling"]["hints"] or config["data"])
-    return examples(source, transforms[: last + 1], indices)["hint"]
+    """Return what steers the samples of these global indices: the hint of the example of that number, as it is."""
+    specs = [{"name": one} if isinstance(one, str) else dict(one) for one in config["transforms"]]
+    kept = [CENTRED.get(one["name"], lambda **same: same)(**one) for one in specs]
+    kept = [one for one in kept if one["name"] in (*RESIZING, "to_unit", "hint")]
+    source = config["sampling"]["hints"] or config["data"]
+    source = source.to_dict() if hasattr(source, "to_dict") else source
+    return examples(_source(json.dumps(source)), kept, indices)["hint"]
+
+
+@functools.lru_cache(maxsize=2)
+def _source(spec):
+    """Open a source, once for all batches."""
+    return make_source(json.loads(spec))
+
+
+def _check_scale(spec):
+    """Refuse guidance without a scale, and keywords of guidance that a network does by itself."""
+    if spec["name"] != "none" and "scale" not in spec:
+        raise ValueError(
+            f"config.sampling.guidance {spec['name']} needs a scale, of which 1 is the conditional model: "
+            f"--config.sampling.guidance=\"{{'name': '{spec['name']}', 'scale': 3.0}}\"."
+        )
+    if spec["name"] == DISTILLED and set(spec) != {"name", "scale"}:
+        raise ValueError(f"config.sampling.guidance distilled takes a scale alone; it has {', '.join(sorted(spec))}.")
 
 
 def _captions(part):
     captions = part["captions"] or ("",)
     return (captions,) if isinstance(captions, str) else captions
 
+
+# What a crop at random is where nothing shall be left to chance.
+CENTRED = {
+    "random_crop": lambda name, side, **_: {"name": "center_crop", "side": side},
+    "adm_random_crop": lambda name, side, **_: {"name": "adm_crop", "side": side},
+}
 
 RETURNED = {"x": lambda denoise, x, t: x, "x0": lambda denoise, x, t: denoise(x, t).x0}

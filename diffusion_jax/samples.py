@@ -22,7 +22,7 @@ from diffusion_jax.evaluation.generate import fill, generate
 from diffusion_jax.experiment import at_least, make_sampling
 from diffusion_jax.pretrained.rules import flat
 from diffusion_jax.pretrained.weights import fingerprint
-from diffusion_jax.sampler import captions_of, conditions, labels_of, make_sampler
+from diffusion_jax.sampler import captions_of, check_hints, conditions, labels_of, make_sampler
 from diffusion_jax.solvers.solver import evaluations
 from diffusion_jax.trained import Trained
 from diffusion_jax.workdir import plain
@@ -93,6 +93,7 @@ def told_of(model: Trained, samples: np.ndarray) -> Drawn:
 def check_sampling(trained: Trained) -> None:
     """Refuse a way of sampling that does not fit the model."""
     make_sampler(trained.config, trained.model, trained.info)
+    check_hints(trained.config, trained.model)
     for key in ("count", "batch_size"):
         at_least(trained.config.sampling, key, 1, under="sampling.")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion_jax.data import first, make_evaluation, make_source
 from diffusion_jax.data.source import BYTES
+from diffusion_jax.data.transforms import RESIZING
 from diffusion_jax.evaluation.cached import cached, digest
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.images import coloured, fingerprint_of, images_of
@@ -21,7 +22,6 @@ from diffusion_jax.trained import Trained, load
 from diffusion_jax.workdir import plain, read_config
 
 MOST = 50_000  # examples of a data set that a reference is made of
-RESIZING = ("center_crop", "adm_crop", "resize")  # what a reference's images share with those of training
 
 
 class Side(NamedTuple):

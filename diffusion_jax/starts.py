@@ -6,7 +6,6 @@ An entry named "inherited" is that of the run that `start` names, with the other
     network  {"name": "inherited", "dtype": "bfloat16"}     its network, computing in bfloat16
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ def run(*, folder: str, average: str = "", step: int | None = None) -> Start:
     """Take those of a run: of its newest checkpoint or that of `step`, and the average that it samples by default."""
     config: Any = read_config(Path(folder).expanduser())
     average = average or config.sampling.average
+    _check_there(config, Path(folder).expanduser() / "checkpoints", average, step)
     names = ("params",) if average == "params" else ("averages", average)
 
     def start(shapes):
@@ -57,7 +57,7 @@ def run(*, folder: str, average: str = "", step: int | None = None) -> Start:
 def inherited(config: ConfigDict) -> ConfigDict:
     """Return a config in which every entry named "inherited" is that of the run it starts from."""
     values = config.to_dict()
-    if INHERITED not in json.dumps(values, default=str):
+    if not _inherits(values):
         return config
     start = values.get("start", {})
     if start.get("name") != "run":
@@ -67,6 +67,28 @@ def inherited(config: ConfigDict) -> ConfigDict:
         )
     parent = read_config(Path(start["folder"]).expanduser()).to_dict()
     return ConfigDict(_resolved(values, parent, "")).lock()
+
+
+def _inherits(values):
+    return isinstance(values, dict) and (values.get("name") == INHERITED or any(map(_inherits, values.values())))
+
+
+def _check_there(config, checkpoints, average, step):
+    """Refuse a run that has no such parameters, or more than a network's."""
+    there = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal())
+    if not there or (step is not None and step not in there):
+        raise ValueError(
+            f"config.start: no checkpoint{'' if step is None else f' of step {step}'} in {checkpoints}; it has "
+            f"{', '.join(map(str, there)) or 'none'}."
+        )
+    known = ("params", *config.training.averages)
+    if average not in known:
+        raise ValueError(f"config.start: that run has no average '{average}' to begin with; it has {', '.join(known)}.")
+    if config.adapter.name != "none":
+        raise ValueError(
+            f"config.start: that run trained an adapter, {config.adapter.name}, beside a network; begin with the run "
+            "that it began with."
+        )
 
 
 def _resolved(values, parent, path):

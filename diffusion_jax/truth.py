@@ -13,7 +13,7 @@ from diffusion_jax.data.pixels import to_uint8
 from diffusion_jax.data.shapes import Shapes
 from diffusion_jax.evaluation.distance import sliced_distance
 from diffusion_jax.evaluation.jackknife import Value
-from diffusion_jax.sampler import guided
+from diffusion_jax.sampler import captions_of, guided
 from diffusion_jax.samples import Drawn
 from diffusion_jax.solvers.likelihood import log_likelihood
 from diffusion_jax.trained import Trained
@@ -34,8 +34,9 @@ class Exact(NamedTuple):
 
 def judge(source: Any, drawn: Drawn) -> dict[str, float]:
     """Measure samples of embedded data by what is known of it; of other data nothing is known here."""
-    if isinstance(source, Shapes) and drawn.captions is not None:
-        return {"agreement": caption_agreement(_bytes(drawn.samples), drawn.captions, source)}
+    captions = drawn.captions or []
+    if isinstance(source, Shapes) and any(captions):  # an empty one asks for nothing
+        return {"agreement": caption_agreement(_bytes(drawn.samples), captions, source)}
     if isinstance(source, Shapes) and drawn.labels is not None:
         return {"agreement": agreement(_bytes(drawn.samples), drawn.labels, source)}
     if isinstance(source, Density):
@@ -65,8 +66,10 @@ def surplus(source: Density, model: Trained, *, steps: int = 50) -> float:
 
 
 def _told_shapes(source, model):
-    if not isinstance(source, Shapes) or not model.model.told:
+    if not isinstance(source, Shapes) or not {"label", "text"} & model.model.told.keys():
         raise ValueError("agreement is known for models of `shapes` that are told a label or a caption.")
+    if "label" not in model.model.told and not any(captions_of(model.config, range(model.config.sampling.count))):
+        raise ValueError("agreement asks what captions say; give some: --config.captions=\"('a red circle',)\".")
 
 
 def _share(source, model, drawn):

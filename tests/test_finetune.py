@@ -12,13 +12,13 @@ import pytest
 from diffusion_jax.adapters import ADAPTERS
 from diffusion_jax.cli.main import run
 from diffusion_jax.codecs import make_codec
-from diffusion_jax.config import changed
+from diffusion_jax.config import changed, load_config
 from diffusion_jax.data import make_source
 from diffusion_jax.encoded import Encoding, encode
 from diffusion_jax.experiment import make_training, start
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.prompts import hear
-from diffusion_jax.sampler import conditions, make_sampler
+from diffusion_jax.sampler import check_hints, conditions, make_sampler
 from diffusion_jax.starts import STARTS, inherited, make_start
 from diffusion_jax.trained import load
 from diffusion_jax.training.step import make_train_step
@@ -78,7 +78,7 @@ def test_a_run_begins_with_what_it_starts_from_and_inherits_the_rest(parent):
     state = start(config, training)
     jax.tree.map(np.testing.assert_array_equal, state.params, imported.params)
     jax.tree.map(np.testing.assert_array_equal, state.averages["ema"], imported.params)
-    batch = hear(training.model.prompts, training.batches[0])
+    batch = hear(training.model.prompts, training.batches[0], training.model.told)
     assert batch["cond"]["text"].shape == (4, 16, 24) and set(batch["cond"]) == {"text"}
 
 
@@ -142,7 +142,8 @@ def test_what_is_held_stays_and_what_is_trained_begins_without_effect(parent, na
         return
     if name == "control":  # a network that begins anew is silent, and nothing could be learned of what steers it
         state = state._replace(params={**state.params, "network": stirred(state.params["network"])})
-    batch, before = hear(training.model.prompts, training.batches[0]), jax.device_get(state.params["network"])
+    batch = hear(training.model.prompts, training.batches[0], training.model.told)
+    before = jax.device_get(state.params["network"])
     step = jax.jit(make_train_step(training.loss_fn, training.optimizer, training.averages))
     after, metrics = step(state, batch)
     assert np.isfinite(float(metrics["loss"]))
@@ -165,6 +166,44 @@ def test_a_sample_is_steered_by_the_hint_of_its_number():
     np.testing.assert_array_equal(hints, np.stack([source[5]["edges"], source[0]["edges"]]) / np.float32(255))
     with pytest.raises(ValueError, match="hints are of the data's size"):
         make_sampler(changed(config, {"sampling.size": (32, 32)}), training.model, training.batches.info)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        ("to_unit", {"name": "random_crop", "side": 16}, {"name": "hint", "channels": 1}),
+        ("to_unit", {"name": "hint", "channels": 1}, {"name": "center_crop", "side": 16}),
+        ({"name": "adm_random_crop", "side": 16}, {"name": "to_unit"}, {"name": "hint", "channels": 1}, "flip"),
+    ],
+)
+def test_hints_of_samples_have_the_size_of_those_of_training(transforms):
+    config: Any = runpy.run_path(str(CONTROL))["get_config"]("smoke")
+    words = (*transforms, {"name": "words", "length": 10, "width": 32})
+    data = {"name": "shapes", "side": 20, "entries": ("x", "caption", "edges")}
+    config = changed(config, {"data": data, "transforms": words})
+    model = make_training(config).model
+    check_hints(config, model)
+    assert conditions(config, model, np.arange(3))["hint"].shape == (3, 16, 16, 1)
+    small = changed(config, {"sampling.hints": data | {"side": 24}, "transforms": config.transforms[-3:]})
+    with pytest.raises(ValueError, match="gives hints of shape|no images|edges"):
+        check_hints(changed(small, {"transforms": ("to_unit", {"name": "hint", "channels": 1})}), model)
+
+
+def test_a_word_in_a_path_inherits_nothing():
+    config = changed(load_config(str(CONFIG.with_name("quickstart.py"))), {"training.wandb": "inherited"})
+    assert inherited(config) is config
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"average": "0.1"}, "has no average '0.1' to begin with; it has params"),
+        ({"average": "params", "step": 7}, "no checkpoint of step 7"),
+    ],
+)
+def test_a_run_that_has_no_such_parameters_is_refused_before_anything(parent, more, words):
+    with pytest.raises(ValueError, match=words):
+        make_start({"name": "run", "folder": str(parent / "run"), **more})
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,8 @@ def _sized(info, height, width):
     return info._replace(shapes=shapes)
 
 
+RESIZING = ("center_crop", "adm_crop", "resize")  # what gives images their size and leaves nothing to chance
+
 TRANSFORMS = {
     "center_crop": center_crop,
     "random_crop": random_crop,

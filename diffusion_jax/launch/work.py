@@ -73,7 +73,8 @@ def training_work(config: Any, devices: Sequence[Any]) -> Work:
         training = _training(config, batch)
         make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
         parallel = parallelize(make_step, mesh)
-        one = hear(training.model.prompts, _training(config, 1).batches[0])  # shows what a batch is like
+        model, alone = training.model, _training(config, 1)
+        one = hear(model.prompts, alone.batches[0], model.told)  # shows what a batch is like
         example = jax.tree.map(jnp.asarray, one)
         split = NamedSharding(mesh, PartitionSpec(BATCH))
         shapes = jax.tree.map(lambda leaf: _shape(leaf, split, batch=batch), example)
@@ -92,7 +93,8 @@ def sampling_work(config: Any, devices: Sequence[Any]) -> Work:
 
     def build(batch):
         draw, place = jax.jit(make_sampler(config, model, info)), layout(batch, here)
-        cond = conditions(config, model, np.arange(batch))
+        hints = np.zeros((batch, *model.told["hint"].shape), np.float32) if "hint" in model.told else None
+        cond = conditions(config, model, np.arange(batch), hints=hints)
         whole = state_shapes(config, training).params, jax.random.key(0)
         params, key = jax.tree.map(lambda leaf: _shape(leaf, place.whole), whole)
         indices, cond = jax.tree.map(lambda leaf: _shape(leaf, place.split), (jnp.arange(batch), cond))

@@ -68,6 +68,7 @@ class Checkpoints:
             try:
                 return self._read(tried, like)
             except Exception as error:  # whatever a damaged file makes of its reader
+                _refuse_another(self.folder / str(tried) / "state", like)
                 self._set_aside(tried, error)
         damaged = sorted(path.name for path in self.folder.glob("*.damaged"))
         if damaged:
@@ -142,6 +143,32 @@ def read_part(path: Path, *names: str) -> Any:
     for name in names:
         found = found[name]
     return found
+
+
+def _refuse_another(path, like):
+    """Refuse the state of another network, which is whole and not damaged."""
+    try:
+        found = _shapes(parts_of(path))
+    except Exception:  # it is damaged so much that it does not say what it holds
+        return
+    wanted = _shapes(like)
+    other = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
+    if other:
+        raise ValueError(
+            f"{path} holds the state of another network: {other[0]} is {found[other[0]]} there and {wanted[other[0]]} "
+            "here. A version of the package that changed it may be why: go on with the one that run.json names, or "
+            "train anew in another workdir."
+        )
+
+
+def _shapes(tree):
+    """Map paths to the shapes of arrays, but for keys, which are stored as their words."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and path[-1] != jax.tree_util.GetAttrKey("key")
+    }
 
 
 @contextlib.contextmanager

@@ -142,3 +142,16 @@ def test_any_changed_bit_changes_the_fingerprint(dtype):
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_last is 0"):
         Checkpoints(tmp_path, keep_last=0)
+
+
+def test_the_state_of_another_network_is_refused_and_not_taken_for_damage(tmp_path):
+    save(tmp_path, state := small.run(steps=1))
+    checkpoints, wider = Checkpoints(tmp_path), shapes(state)
+    first = next(iter(jax.tree.leaves(wider.params)))
+    other = jax.tree.map(
+        lambda leaf: leaf if leaf is not first else jax.ShapeDtypeStruct((3, *leaf.shape), leaf.dtype), wider
+    )
+    with pytest.raises(ValueError, match=r"another network: params/.* here"):
+        checkpoints.restore(other)
+    checkpoints.close()
+    assert not list(tmp_path.glob("*.damaged"))
