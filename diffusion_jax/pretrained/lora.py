@@ -9,6 +9,7 @@ kernels a layer is, and where in it, the rules of the network's family say, so a
 takes the names apart. A file is refused before any of its matrices is read, with what is wrong with names and shapes.
 """
 
+import fnmatch
 import functools
 import json
 import math
@@ -152,7 +153,24 @@ def _config(noted, part, source) -> dict[str, Any]:
     for word, plain in _PLAIN.items():
         if config.get(word, plain) != plain:
             raise ValueError(f"load_lora: {source} has {word}={config[word]!r}; known is {plain!r}.")
+    for word in ("r", "lora_alpha"):
+        if word in config and not _is_number(config[word]):
+            raise ValueError(f"load_lora: {source} has {word}={config[word]!r}; it must be a number.")
+    for word in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(word) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+            raise ValueError(f"load_lora: {source} has {word}={patterns!r}; it must map names of layers to numbers.")
+        for pattern in patterns:
+            if not _END.fullmatch(pattern):
+                raise ValueError(
+                    f"load_lora: {source} has {word} of {pattern!r}; known are ends of names of layers, with ^ before "
+                    "whole names, and .* for anything."
+                )
     return config
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _sorted(tensors, table, slots, part, leave) -> dict[str, dict[str, str]]:
@@ -220,10 +238,12 @@ def _gain(tensors, config, names, rank) -> float:
 
 
 def _noted(config, patterns, name, otherwise):
-    """Return what the first pattern that fits the end of a layer's name, as the file has it, gives."""
+    """Return what the first pattern that is the end of a layer's name, as the file has it, gives."""
     layer = read_name(name).layer
     for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
+        end = pattern.removesuffix("$").replace(".*", "*").replace("\\.", ".")
+        whole = end.removeprefix("^") if end.startswith("^") else f"*.{end}"
+        if fnmatch.fnmatchcase(layer if end.startswith("^") else f".{layer}", whole):
             return value
     return otherwise
 
@@ -328,6 +348,9 @@ def _pattern(layer):
     """Write a layer's name as the pattern that fits it alone."""
     return layer.removeprefix(_LOST) if layer.startswith(_LOST) else f"^{layer}"
 
+
+# peft takes any pattern; a stranger's could take for ever, so dots are dots, and `.*` is the only thing beside names.
+_END = re.compile(r"\^?(?:[\w-]|\\\.|\.\*?)+\$?")
 
 _LOST = "text_model."  # newer versions of transformers have no such part, so only the end of a name is theirs too
 
