@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 
+from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained import (
     clip,
     controlnet,
@@ -77,7 +78,7 @@ def load(
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family of a config.json."""
-    return FAMILIES[str(config.get("model_type") or config.get("_class_name"))]
+    return lookup(FAMILIES, str(config.get("model_type") or config.get("_class_name")), "family of networks")
 
 
 def _kind(folder):

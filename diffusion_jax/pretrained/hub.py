@@ -31,7 +31,8 @@ def found(path: str | Path, *, revision: str = "", patterns: tuple[str, ...] = D
     except ImportError:
         why, remedy = "the library huggingface_hub is not here", "pip install huggingface_hub, or download"
     except Exception as error:  # of the network, of its server, or of the library's own kinds
-        why = f"fetching it failed ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''})"
+        first, *_ = str(error).strip().splitlines() or [""]
+        why = f"fetching it failed ({type(error).__name__}: {first})"
         remedy = "Download"
     kept = _kept(name, revision)
     if kept:

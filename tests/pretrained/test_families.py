@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from diffusion_jax.devices import AXES
 from diffusion_jax.pretrained import FAMILIES, load, save
+from diffusion_jax.pretrained.families import family_of
 from diffusion_jax.pretrained.rules import flat
 from diffusion_jax.pretrained.tensors import open_tensors
 from tests.pretrained.folders import REFERENCE, family, stored, write
@@ -160,6 +161,13 @@ def test_what_does_not_fit_is_refused_unread(tmp_path, monkeypatch, config, weig
     monkeypatch.setattr("diffusion_jax.pretrained.safetensors_file.read", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match=words):
         load(folder)
+
+
+def test_families_that_are_not_known_are_refused():
+    with pytest.raises(ValueError, match="unknown family of networks 'UNet2DMode'. Did you mean 'UNet2DModel'"):
+        family_of({"_class_name": "UNet2DMode"})
+    with pytest.raises(ValueError, match="unknown family of networks 'None'"):
+        family_of({})
 
 
 def test_a_folder_that_is_none_is_refused_by_what_it_has(tmp_path):

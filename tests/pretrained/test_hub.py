@@ -119,6 +119,16 @@ def test_what_is_nowhere_is_said(library, monkeypatch, path, present, words):
         load(path)
 
 
+@pytest.mark.parametrize("message", ["", " ", "\n\n"])
+def test_errors_that_say_nothing_are_named(library, monkeypatch, message):
+    def fails(*_, **__):
+        raise OSError(message)
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", fails)
+    with pytest.raises(ValueError, match=r"fetching it failed \(OSError: \)"):
+        load("some/clip")
+
+
 def test_a_folder_has_no_revisions():
     with pytest.raises(ValueError, match="has no revision 'v1'"):
         load(CLIP_TEXT, revision="v1")
