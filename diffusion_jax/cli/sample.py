@@ -8,8 +8,9 @@
 --workdir DIR          the folder of the run
 --out DIR              where the samples go; by default DIR/samples
 --step N               the checkpoint, by default the newest
---config.KEY=VALUE     change the run's `sampling`: count, batch_size, seed, label, captions, steps, solver, grid,
-                       guidance, and average: a name of training.averages, `params`, or a post-hoc width, as 0.1
+--config.KEY=VALUE     change the run's `sampling`: count, batch_size, seed, label, captions, negative, size, hints,
+                       steps, solver, grid, guidance, and average: a name of training.averages, `params`, or a post-hoc
+                       width, as 0.1
 
 Sample i depends on the seed and i alone, not on the batch size or the devices. The folder receives samples.npz
 (`samples`, `labels` or `captions`), samples.png, and images as 000000.png, 000001.png, ...
