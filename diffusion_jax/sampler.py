@@ -195,7 +195,7 @@ def check_hints(config: Any, model: Model) -> None:
 def _hints(config, indices):
     """Return what steers the samples of these global indices: the hint of the example of that number, as it is."""
     specs = [{"name": one} if isinstance(one, str) else dict(one) for one in config["transforms"]]
-    kept = [CENTRED.get(one["name"], lambda **same: same)(**one) for one in specs]
+    kept = [_CENTRED.get(one["name"], lambda **same: same)(**one) for one in specs]
     kept = [one for one in kept if one["name"] in (*RESIZING, "to_unit", "hint")]
     source = config["sampling"]["hints"] or config["data"]
     source = source.to_dict() if hasattr(source, "to_dict") else source
@@ -225,7 +225,7 @@ def _captions(part):
 
 
 # What a crop at random is where nothing shall be left to chance.
-CENTRED = {
+_CENTRED = {
     "random_crop": lambda name, side, **_: {"name": "center_crop", "side": side},
     "adm_random_crop": lambda name, side, **_: {"name": "adm_crop", "side": side},
 }

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "sides": EVERY_ROOM | {"samples", "trained", "workdir"},
     "assess": EVERY_ROOM | {"experiment", "samples", "sides", "trained", "truth", "workdir", "sampler"},
     "sweep": EVERY_ROOM | {"assess", "trained"},
-    "bits": EVERY_ROOM | {"assess", "experiment", "samples", "sides", "trained", "workdir", "sampler"},
+    "bits": EVERY_ROOM | {"assess", "experiment", "prompts", "samples", "sides", "trained", "workdir", "sampler"},
     "encoded": EVERY_ROOM | {"codecs"},
     "imported": EVERY_ROOM | {"codecs", "config", "experiment", "workdir", "sampler"},
     "run": EVERY_ROOM
