@@ -2,11 +2,12 @@
 
     python experiments/kill_and_resume.py --kills 20
     python experiments/kill_and_resume.py --kills 20 --devices 8 --then 1
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true python experiments/kill_and_resume.py --kills 5 --gpu
 
 SIGKILL gives a process no chance to put anything in order. Both runs must end with the same sums over the bits of every
 array of their state: parameters, averages, moments, key, counters. With --then the interrupted run goes on, after its
 last kill, on another number of simulated devices; then sums are taken in another order, and the largest difference of
-a parameter is told instead.
+a parameter is told instead. With --gpu the runs use the GPU at hand; there, XLA must be told to add in one order.
 """
 
 import argparse
@@ -29,23 +30,21 @@ from diffusion_jax.training.logbook import read
 ROOT = Path(__file__).parent.parent
 
 
-def start(workdir: Path, steps: int, devices: int) -> subprocess.Popen:
+def start(workdir: Path, asked: argparse.Namespace, devices: int) -> subprocess.Popen:
     """Start the run, or go on with it."""
-    command = [sys.executable, "-m", "diffusion_jax", "train", "--config", "configs/toy_2d.py:smoke"]
-    changes = {"steps": steps, "log_every": 10, "save_every": 25, "tensorboard": False}
+    command = [sys.executable, "-m", "diffusion_jax", "train", "--config", asked.config]
+    changes = {"steps": asked.steps, "log_every": 10, "save_every": 25, "tensorboard": False}
     command += ["--workdir", str(workdir), *(f"--config.training.{key}={value}" for key, value in changes.items())]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    where = {} if asked.gpu else {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | where
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def killed(workdir: Path, arguments: argparse.Namespace, chance: random.Random) -> int:
     """Run with kills and return how often the run really was killed before its end."""
     for number in tqdm(range(arguments.kills), desc="kills", unit="kill"):
-        process = start(workdir, arguments.steps, arguments.devices)
+        process = start(workdir, arguments, arguments.devices)
         # Mostly while training, or in the middle of a checkpoint; now and then while starting.
         time.sleep(chance.uniform(0.5, arguments.patience))
         if process.poll() is not None:
@@ -72,13 +71,15 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=14.0, help="seconds a run lives at most before it is killed")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--then", type=int, default=None)
+    parser.add_argument("--config", default="configs/toy_2d.py:smoke")
+    parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         peace, war = Path(folder) / "peace", Path(folder) / "war"
-        assert start(peace, arguments.steps, arguments.devices).wait() == 0
+        assert start(peace, arguments, arguments.devices).wait() == 0
         kills = killed(war, arguments, random.Random(arguments.seed))
-        assert start(war, arguments.steps, arguments.then or arguments.devices).wait() == 0
+        assert start(war, arguments, arguments.then or arguments.devices).wait() == 0
         (params, bits), (others, other_bits) = state(peace), state(war)
         lines = [[line["step"] for line in read(workdir) if "loss" in line] for workdir in (peace, war)]
     away = max(float(np.abs(one - other).max()) for one, other in zip(params, others, strict=True))

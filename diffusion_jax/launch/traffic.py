@@ -27,6 +27,8 @@ _NARROW = {"pred": 1.0, "token": 0.0, "s4": 0.5, "u4": 0.5, "s2": 0.25, "u2": 0.
 NOTHING = r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollectiveStart|AsyncCollectiveDone)"'
 ARRAY = r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?"
 CALLED = r"(?:calls|to_apply)=%?([\w.\-]+)"
+FUSED = ("fusion", "fusion-start", "async-start")
+ROOM = r'custom_call_target="__cu\w+\$'  # of NVIDIA's libraries, whose last result is room to work in
 
 _COLLECTIVES = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
@@ -119,7 +121,7 @@ def _walk(program, name, times, *, inside) -> Iterator[tuple[Instruction, int, b
             names = re.findall(r"%([\w.\-]+)", one.rest)
             branches = [list(_walk(program, name, times, inside=inside)) for name in names if name in program]
             yield from max(branches, key=lambda branch: sum(n * size_of(i.shape) for i, n, _ in branch), default=[])
-        elif one.code in ("call", "fusion", "async-start"):
+        elif one.code in ("call", *FUSED):
             called = re.search(CALLED, one.rest)
             if called and called[1] in program:
                 yield from _walk(program, called[1], times, inside=inside or one.code != "call")
@@ -149,11 +151,20 @@ def _moved(program, one):
     if one.code == "dynamic-update-slice":
         return 2 * size_of(one.around[1])
     called = re.search(CALLED, one.rest)
-    if one.code in ("fusion", "async-start") and called:
+    if one.code in FUSED and called:
         inner = program[called[1]]
         read = [min(size_of(shape), _touched(program, inner, place)) for place, shape in enumerate(one.around)]
-        return sum(read) + _written(inner, next((line for line in inner.values() if line.root), None), one.shape)
-    return size_of(one.shape) + sum(map(size_of, one.around))
+        return sum(read) + _written(program, inner, _root(inner), _result(one))
+    return size_of(_result(one)) + sum(map(size_of, one.around))
+
+
+def _result(one):
+    """Return the shape of what an instruction gives; one that is begun in the background names its operands first."""
+    parts = _parts(one.shape)
+    if one.code == "custom-call" and len(parts) > 1 and re.search(ROOM, one.rest) and parts[-1][:2] in ("s8", "u8"):
+        return ",".join(parts[:-1])
+    behind = one.code.endswith("-start") and one.code != "all-reduce-start" and len(parts) > 1
+    return parts[1] if behind else one.shape
 
 
 def _copied(one):
@@ -185,16 +196,23 @@ def _touched(program, inner, place):
     return total
 
 
-def _written(inner, root, shape):
+def _written(program, inner, root, shape):
     """Return the bytes that a fusion with this root writes to a result of this shape."""
     while root is not None and root.code == "bitcast":
         root = inner.get(root.operands[0])
+    called = re.search(CALLED, root.rest) if root is not None and root.code == "fusion" else None
+    if called:
+        return _written(program, program[called[1]], _root(program[called[1]]), shape)
     if root is not None and root.code == "dynamic-update-slice":
         return min(size_of(shape), size_of(root.around[1], anywhere=True))
     if root is not None and root.code == "tuple":
-        shapes = re.findall(ARRAY, shape)
-        return sum(_written(inner, inner.get(name), part) for name, part in zip(root.operands, shapes, strict=False))
+        pairs = zip(root.operands, _parts(shape), strict=False)
+        return sum(_written(program, inner, inner.get(name), part) for name, part in pairs)
     return size_of(shape)
+
+
+def _root(inner):
+    return next((line for line in inner.values() if line.root), None)
 
 
 def _sent(one):
@@ -237,6 +255,20 @@ def _read(text):
             around = tuple(current[name].shape for name in operands if name in current)
             current[found[2]] = Instruction(found[2], shape, code, operands, around, rest, bool(found[1]))
     return program, entry
+
+
+def _parts(shape):
+    """Split the shape of a tuple into those of its entries; that of an array is its only one."""
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "({[") - (letter in ")}]")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def _balanced(text):

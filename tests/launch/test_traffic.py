@@ -138,3 +138,77 @@ def test_a_program_for_tpus_is_read():
     assert one.bytes == 28 * 15 / 16 * 64 * 8 * 2
     # Each pass: both fusions read x from the main memory, and so does the copy, whose target lies beside the core.
     assert traffic.memory == 28 * 3 * 4 * 8 * 2
+
+
+# As the compiler for GPUs writes them: a fusion in the background names its operands before its result, and a library's
+# product the room that it works in behind it.
+ON_GPU = """
+HloModule step, is_scheduled=true
+
+%sliced (p: bf16[28,64], i: s32[]) -> bf16[1,64] {
+  %p = bf16[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,64]{1,0} dynamic-slice(%p, %i, %zero), dynamic_slice_sizes={1,64}
+}
+
+%updated (q: bf16[28,64], j: s32[], row: bf16[64]) -> bf16[28,64] {
+  %q = bf16[28,64]{1,0} parameter(0)
+  %row = bf16[64]{0} parameter(2)
+  %rows = bf16[1,64]{1,0} bitcast(%row)
+  %j = s32[] parameter(1)
+  %zero.2 = s32[] constant(0)
+  ROOT %update = bf16[28,64]{1,0} dynamic-update-slice(%q, %rows, %j, %zero.2)
+}
+
+%both (r: bf16[28,64], k: s32[]) -> (bf16[1,64], bf16[28,64]) {
+  %r = bf16[28,64]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %zero.3 = s32[] constant(0)
+  %slice.2 = bf16[1,64]{1,0} dynamic-slice(%r, %k, %zero.3), dynamic_slice_sizes={1,64}
+  %update.2 = bf16[28,64]{1,0} dynamic-update-slice(%r, %slice.2, %k, %zero.3)
+  ROOT %pair = (bf16[1,64]{1,0}, bf16[28,64]{1,0}) tuple(%slice.2, %update.2)
+}
+
+ENTRY %main (stack: bf16[28,64], at: s32[], kernel: bf16[64,64], more: bf16[64]) -> bf16[28,64] {
+  %stack = bf16[28,64]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %kernel = bf16[64,64]{1,0} parameter(2)
+  %more = bf16[64]{0} parameter(3)
+  LINES
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "bytes_"),
+    [
+        (  # the slice and where it is are read, the slice is written
+            "%a = ((bf16[28,64]{1,0}, s32[]), bf16[1,64]{1,0}, u32[]) "
+            "fusion-start(%stack, %at), kind=kLoop, calls=%sliced",
+            2 * 64 + 4 + 2 * 64,
+        ),
+        (
+            "%b = ((bf16[28,64]{1,0}, s32[], bf16[64]{0}), bf16[28,64]{1,0}, u32[]) "
+            "fusion-start(%stack, %at, %more), kind=kLoop, calls=%updated",
+            2 * 64 + 4 + 2 * 64,
+        ),
+        (
+            "%c = (bf16[1,64]{1,0}, bf16[28,64]{1,0}) fusion(%stack, %at), kind=kLoop, calls=%both",
+            2 * 64 + 4 + 2 * 2 * 64,
+        ),
+        (
+            "%d = (bf16[28,64]{1,0}, s8[4194304]{0}) custom-call(%stack, %kernel), "
+            'custom_call_target="__cublas$lt$matmul"',
+            2 * (28 * 64 + 64 * 64 + 28 * 64),
+        ),
+        (
+            "%e = (bf16[28,64]{1,0}, s8[28]{0}) custom-call(%stack), custom_call_target=\"own\"",
+            2 * (28 * 64 + 28 * 64) + 28,
+        ),
+        ("%f = (bf16[28,64]{1,0}, bf16[112,64]{1,0}) all-gather-start(%stack)", 2 * (28 * 64 + 112 * 64)),
+        ("%g = bf16[28,64]{1,0} fusion-done(%stack)", 0),
+    ],
+)  # fmt: skip
+def test_a_program_for_gpus_is_read(line, bytes_):
+    assert traffic_of(ON_GPU.replace("LINES", line)).memory == bytes_
