@@ -37,7 +37,7 @@ def get_config(mode: str = "") -> Any:
         "patch": 2,
         "time": {"name": "sinusoidal", "time_scale": 1.0},
         "dtype": "bfloat16",
-        "remat": "none",
+        "remat": "dots",
     }
     config.training.steps = 7_000_000
     config.training.batch_size = 256

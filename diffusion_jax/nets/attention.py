@@ -172,7 +172,18 @@ def _attend(q, k, v, mask, *, bias, scale):
     half = platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
     fused = bias is None and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     if fused:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="cudnn")
+        return _by_cudnn(q, k, v, mask, scale=scale)
     # As a fused kernel does, the gradient computes the weights again: they are the largest array that there is.
     plain = partial(jax.nn.dot_product_attention, scale=scale, implementation="xla")
     return once_more(plain)(q, k, v, bias=bias, mask=mask)
+
+
+def _by_cudnn(q, k, v, mask, *, scale):
+    """Ask cuDNN, which wants an entry of the mask for each product, and an even number of queries and of keys."""
+    fused = partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
+    if mask is None:
+        return fused(q, k, v)
+    asked, known = q.shape[1], k.shape[1]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, known % 2)))  # a key that was added is not there
+    return fused(q, k, v, mask=jnp.broadcast_to(mask, (q.shape[0], 1, q.shape[1], k.shape[1])))[:, :asked]

@@ -1,7 +1,7 @@
 """What a block keeps for its gradient, and what it computes again: memory against time (Chen et al. 2016).
 
 none      keep everything but the kernels that other devices hold, which are gathered again
-dots      keep the results of matrix products and compute the rest, which is cheap, again
+dots      keep the results of products with kernels, convolutions among them, and compute the rest, which is cheap, again
 blocks    keep a block's input only and compute the whole block again
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.extend.core import primitives
 
 from diffusion_jax.devices import GATHERED, gathers
 
@@ -25,8 +26,11 @@ def none(block: Any, *, scanned: bool) -> Any:
 
 
 def dots(block: Any, *, scanned: bool) -> Any:
-    """Keep the results of matrix products; in a scan this also saves the time that writing all the rest takes."""
-    return nn.remat(_telling(block, dots), policy=jax.checkpoint_policies.dots_saveable, prevent_cse=not scanned)
+    """Keep the results of products with kernels; this also saves the time that writing and reading all the rest takes.
+
+    The products of attention, a number for each pair of tokens, are larger than what they are made of: they go.
+    """
+    return nn.remat(_telling(block, dots), policy=_product, prevent_cse=not scanned)
 
 
 def blocks(block: Any, *, scanned: bool) -> Any:
@@ -47,6 +51,12 @@ def within(remat: Any) -> Iterator[None]:
 def once_more(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a part of a block whose gradient computes it again, unless the block is computed again in any case."""
     return function if _AGAIN.get() else jax.checkpoint(function)
+
+
+def _product(primitive, *shapes, **settings):
+    if primitive is primitives.conv_general_dilated_p:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *shapes, **settings)
 
 
 def _telling(block, remat):

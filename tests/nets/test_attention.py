@@ -103,6 +103,27 @@ def test_the_fused_kernel_is_chosen_where_it_exists(platform, dtype, dim, chosen
     assert asked == [chosen]
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (4, 6), (5, 6), (4, 77)])
+def test_the_fused_kernel_is_asked_as_it_wants_to_be(queries, keys, monkeypatch):
+    """As its own checks say: a bias (B, 1, T, L) of even T and L; what is added for that changes nothing."""
+    real = jax.nn.dot_product_attention
+
+    def strict(q, k, v, *, mask, scale, implementation):
+        assert implementation == "cudnn" and q.shape[1] % 2 == k.shape[1] % 2 == 0
+        assert mask.shape == (q.shape[0], 1, q.shape[1], k.shape[1])
+        return real(q, k, v, mask=mask, scale=scale, implementation="xla")
+
+    lengths = (queries, keys, keys)
+    arrays = [normal(3, length, 2, 8, seed=seed).astype(jnp.bfloat16) for seed, length in enumerate(lengths)]
+    mask = jnp.arange(keys)[None] < jnp.asarray([[1], [keys], [keys // 2]])
+    loss = lambda *arrays: jnp.sin(attend(*arrays, mask).astype(jnp.float32)).sum()
+    wanted = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", strict)
+    found = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), atol=0.05), found, wanted)
+
+
 @pytest.mark.parametrize("remat", [remat.none, remat.blocks], ids=lambda one: one.__name__)
 def test_off_the_cpu_the_weights_are_not_kept_for_the_gradient(remat, monkeypatch):
     """The largest array there is: unless blocks are computed again as a whole, which is said once and is enough."""

@@ -13,6 +13,7 @@ from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
 from diffusion_jax.nets.network import apply_of, count, initialize
 from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.training.flops import flops_of
 from tests.laws import quick
 from tests.nets.tiny import IDLE, KINDS, build, inputs, kinds, started, stirred
 
@@ -98,6 +99,18 @@ def test_computing_again_keeps_less_and_changes_nothing(kind, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
     assert kept < most or remat == "none"
     assert kept >= slopes(kind, "blocks")[1]
+
+
+@pytest.mark.parametrize("kind", quick(["2015", "adm", "dit"], "2015"))
+def test_products_with_kernels_are_not_computed_again(kind):
+    """Convolutions neither; what is computed again are the products of attention, of which these networks have few."""
+
+    def work(remat):
+        apply, params = started(kind, remat=remat)
+        x, t, cond = inputs(kind)
+        return flops_of(jax.make_jaxpr(jax.grad(lambda params: jnp.mean(apply(params, x, t, cond) ** 2)))(params))
+
+    assert work("none") <= work("dots") < 1.1 * work("none") < work("blocks")
 
 
 @pytest.mark.slow
