@@ -15,13 +15,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, NullLocator
 
 MOST_COLUMNS, MOST_ROWS = 16, 12  # of a grid of images
 DPI = 120
 CELL, LINE = 0.8, 0.13  # inches: an image, a line of its name
 LETTERS = 9  # of a name in a line
-NAMED = 2.2  # inches for the name of a line
+NAMES, STROKE = 10, 0.75  # points of the names of lines, and inches of a line shown beside its name
 MARKED = 16  # points of a line; those of longer ones are not marked
 NIGHT, PAPER, FAINT = "#0c0f1d", "#ece9e1", "#8d93ab"
 TIME = LinearSegmentedColormap.from_list("time", ["#ffe08a", "#ff9a5c", "#d864a0", "#7d6be0", "#45b0f0"])
@@ -94,7 +95,8 @@ def curves(*panels: Panel) -> Figure:
     pens = dict(zip(names, itertools.product(STROKES, INKS), strict=False))
     told = names + list(dict.fromkeys(name for panel in panels for name in panel.levels))
     width = min(6.2 * len(panels), 13.5)  # inches
-    rows = -(-len(told) // int(width / NAMED)) if len(told) > 1 else 0
+    column = STROKE + max((TextPath((0, 0), name, NAMES).get_extents().width / 72 for name in told), default=0)
+    rows = -(-len(told) // max(int(width / column), 1)) if len(told) > 1 else 0
     foot = 0.62 + 0.24 * rows
     height = 3.7 + foot
     figure = Figure(figsize=(width, height), facecolor=PAPER)
@@ -119,7 +121,7 @@ def curves(*panels: Panel) -> Figure:
     if len(told) > 1:
         style = {
             "frameon": False,
-            "fontsize": 10,
+            "fontsize": NAMES,
             "loc": "lower center",
             "ncols": -(-len(told) // rows),
             "labelcolor": NIGHT,

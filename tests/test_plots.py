@@ -101,6 +101,16 @@ def test_curves_keep_the_ink_of_a_name_and_tell_it_once():
     figure.savefig(io.BytesIO(), format="png")
 
 
+@pytest.mark.parametrize("letters", [2, 10, 34])
+def test_long_names_stay_on_the_page(letters):
+    named = {f"{number}" + letters * "m": ([0, 1], [number, number]) for number in range(9)}
+    figure = plots.curves(plots.Panel("", "x", "y", named))
+    plots.pixels(figure)  # lays everything out
+    (legend,) = figure.legends
+    left, right = legend.get_window_extent().intervalx
+    assert figure.bbox.x0 <= left < right <= figure.bbox.x1
+
+
 def test_more_names_than_inks_still_differ():
     lines = {str(i): ([0, 1], [i, i]) for i in range(2 * len(plots.INKS))}
     (axes,) = plots.curves(plots.Panel("", "x", "y", lines)).axes

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -11,7 +12,7 @@ from diffusion_jax.ablation.rows import Row, arms_of, name_of
 from diffusion_jax.ablation.tables import mean
 from diffusion_jax.experiment import make_schedule
 from diffusion_jax.losses.denoising import bin_edges
-from diffusion_jax.plots import GLOW, NIGHT, PAPER, Panel, curves
+from diffusion_jax.plots import GLOW, PAPER, Panel, curves
 from diffusion_jax.training.logbook import read
 from diffusion_jax.workdir import read_config
 
@@ -32,12 +33,12 @@ def heat_map(rows: Sequence[Row], metric: str) -> Figure | None:
     better = next(row.card.better for row in rows if row.card.metric == metric)
     figure = Figure(figsize=(2.4 + 1.1 * len(xs), 1.5 + 0.55 * len(ys)), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot(facecolor=PAPER)
-    axes.imshow(values if better == "lower" else -values, cmap=GLOW.reversed(), aspect="auto")
-    middle = np.nanmean([np.nanmin(values), np.nanmax(values)])
+    low, high = np.nanmin(values), np.nanmax(values)
+    scale = LogNorm() if 0 < 10 * low < high else Normalize()  # an outlier would leave the rest one colour
+    axes.imshow(values, cmap=GLOW.reversed() if better == "lower" else GLOW, norm=scale, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        dark = (value > middle) == (better == "higher")
         if np.isfinite(value):
-            axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=NIGHT if dark else PAPER, fontsize=9)
+            axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=PAPER, fontsize=9)
     axes.set_xticks(range(len(xs)), xs, rotation=20, ha="right", fontsize=9)
     axes.set_yticks(range(len(ys)), ys, fontsize=9)
     axes.set(xlabel=across, ylabel=down, title=f"{metric}, {better} is better")

@@ -85,13 +85,14 @@ class Report:
         return PAGE.replace("BODY", "\n".join(sections))
 
     def _folders(self):
-        """Return a folder for each arm of training, that of its first seed."""
-        found: dict[str, Path] = {}
+        """Return a folder for each arm of training, that of its first seed, by the arm's name if it has only one."""
+        arms: dict[Path, set[str]] = {}
         least = min(row.seed for row in self.rows)
         for row in self.rows:
-            if row.seed == least and row.workdir not in found.values():
-                found[row.workdir.name] = row.workdir
-        return dict(itertools.islice(found.items(), MOST_PICTURES))
+            if row.seed == least:
+                arms.setdefault(row.workdir, set()).add(name_of(row.arm))
+        named = {folder.name if len(names) > 1 else min(names): folder for folder, names in arms.items()}
+        return dict(itertools.islice(named.items(), MOST_PICTURES))
 
     def _every_row(self):
         head = "| run | seed | arm | metric | value |"

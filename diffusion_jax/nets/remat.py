@@ -1,7 +1,7 @@
 """What a block keeps for its gradient, and what it computes again: memory against time (Chen et al. 2016).
 
 none      keep everything but the kernels that other devices hold, which are gathered again
-dots      keep the results of products with kernels, convolutions among them, and compute the rest, which is cheap, again
+dots      keep the results of products with kernels, also of convolutions, and compute the rest, which is cheap, again
 blocks    keep a block's input only and compute the whole block again
 """
 
