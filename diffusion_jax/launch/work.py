@@ -28,7 +28,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Found(NamedTuple):
     """What each chip needs, holds from call to call, does and moves; if it did not fit, only what it needs is known.
 
-    `there` is the memory of a chip, or None where nobody knows.
+    `there` is the memory that a program can have, or None where nobody knows.
     """
 
     batch: int
@@ -110,7 +110,7 @@ def sampling_work(config: Any, devices: Sequence[Any]) -> Work:
 
 def compiled(batch: int, devices: Sequence[Any], trace: Callable[[], Any]) -> Found:
     """Trace a program for some devices, compile it, and look at what came out."""
-    begin, chip = time.perf_counter(), chip_of(devices[0])
+    begin = time.perf_counter()
     traced = trace()
     try:
         program = traced.lower().compile()
@@ -127,11 +127,20 @@ def compiled(batch: int, devices: Sequence[Any], trace: Callable[[], Any]) -> Fo
         batch,
         seconds,
         held + made + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-        None if chip is None else chip.memory,
+        memory_of(devices[0]),
         held,
         flops_of(traced.jaxpr) / len(devices),
         traffic_of(program.as_text() or ""),
     )
+
+
+def memory_of(device: Any) -> float | None:
+    """Return the bytes that a program can have on a device: what JAX's allocator may take here, else all of a chip."""
+    stats = device.memory_stats() if device in jax.local_devices() else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    chip = chip_of(device)
+    return None if chip is None else chip.memory
 
 
 def _training(config, batch) -> Training:

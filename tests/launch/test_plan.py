@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from diffusion_jax.cli.main import run
@@ -12,7 +13,7 @@ from diffusion_jax.config import changed, load_config
 from diffusion_jax.launch.absent import devices_of
 from diffusion_jax.launch.plan import Plan, largest_batch, make_plan, row, told
 from diffusion_jax.launch.traffic import Collective, Traffic
-from diffusion_jax.launch.work import Found, Work, training_work
+from diffusion_jax.launch.work import Found, Work, memory_of, training_work
 from diffusion_jax.training.chips import CHIPS, GIB
 from tests.runs import CONFIGS
 
@@ -55,6 +56,15 @@ def test_the_largest_batch_is_found_where_the_memory_ends(needed, largest):
     most = largest_batch(asked, asked.build(8))
     assert (most and most.batch) == largest or (most and most.fits and needed(1.125 * most.batch) > THERE)
     assert len(tried) <= 5
+
+
+def test_memory_is_what_the_allocator_may_take_here_and_a_chip_s_elsewhere(monkeypatch):
+    """On GPUs JAX takes three quarters by default; a device that is not here is not asked."""
+    here = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: {"bytes_limit": 60 * 10**9})
+    silent = SimpleNamespace(device_kind="cpu", memory_stats=lambda: None)
+    absent = SimpleNamespace(device_kind="TPU v5 lite")
+    monkeypatch.setattr(jax, "local_devices", lambda: [here, silent])
+    assert [memory_of(device) for device in (here, silent, absent)] == [60e9, None, 16 * GIB]
 
 
 def test_where_nobody_knows_the_memory_none_is_looked_for():
