@@ -29,7 +29,7 @@ from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, ZEROS, Law, Scheme, fan_average, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.nets.norm import layer_norm
-from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.remat import REMATS, stack
 from diffusion_jax.nets.vit import Patches
 from diffusion_jax.types import Array, Time
 
@@ -137,13 +137,7 @@ class DiT(nn.Module):
             angles = jnp.asarray(grid_angles(rows, columns, width // heads))
         else:
             h = h + jnp.asarray(self._places(rows, columns), self.dtype)[None]
-        blocks = nn.scan(
-            self.remat(Block, scanned=True),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(heard, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-            length=depth,
-        )
+        blocks = stack(self.remat, Block, depth, told=heard)
         h, _ = blocks(self.shape, name="blocks")(h, signal, angles, jnp.arange(depth))
         h = ended(h, embedding, self.patch**2 * self.out_channels)
         return joined(h, rows, columns, self.patch).astype(jnp.float32)
@@ -187,9 +181,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Array, signal: Signal, angles: Array | None, index: Array) -> tuple[Array, None]:
         shape, width, h = self.shape, h.shape[-1], along_batch(h)
-        keys = signal.keys
-        if keys is not None:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        keys = keys_of(signal, index)
         told = [None] * 6
         if signal.embedding is not None:
             told = jnp.split(Dense(6 * width, ZERO, name="modulation")(signal.embedding), 6, -1)
@@ -203,6 +195,11 @@ class Block(nn.Module):
         inner = Dense(shape.mlp_width, name="dense_1")(inner)
         inner = Dropout(shape.dropout, name="dropout")(nn.gelu(inner, approximate=True), keys)
         return h + gated(Dense(width, name="dense_2")(inner), told[5]), None
+
+
+def keys_of(signal: Signal, index: Array) -> Any:
+    """Return the keys of dropout of one block."""
+    return None if signal.keys is None else jax.vmap(jax.random.fold_in, (0, None))(signal.keys, index)
 
 
 def _as_dense(numbers, width):

@@ -27,13 +27,13 @@ from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Heads, axis_angles
 from diffusion_jax.nets.condition import Conditioning, Signal, Told
 from diffusion_jax.nets.conv import cut
-from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, modulated, normalized
+from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, keys_of, modulated, normalized
 from diffusion_jax.nets.dropout import Dropout
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, fan_average
 from diffusion_jax.nets.linear import Dense
-from diffusion_jax.nets.mmdit import Block, Sentence, keys_of, look, read, shape_of, stack, told_with_text
-from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.mmdit import Block, Sentence, look, read, shape_of, told_with_text
+from diffusion_jax.nets.remat import REMATS, stack
 from diffusion_jax.types import Array, Time
 
 

@@ -8,7 +8,6 @@ its law instead of its numbers, while only shapes are traced, and draws the numb
 depend on the seed and on the parameter's own path, so not on the device, their number, or the other parameters.
 """
 
-import contextlib
 import contextvars
 import math
 import zlib
@@ -26,10 +25,8 @@ from diffusion_jax.types import Key, Params
 
 def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
     """Draw a network's parameters; `example` is (x, t) or (x, t, cond), of which only shapes and dtypes matter."""
-    with _recording():
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
-    leaves, structure = jax.tree.flatten_with_path(shapes, is_leaf=lambda leaf: isinstance(leaf, _Recorded))
-    if not all(isinstance(leaf, _Recorded) for _, leaf in leaves):  # other people's layers draw for themselves
+    leaves, structure = jax.tree.flatten_with_path(_recorded(module, example), is_leaf=_is_recorded)
+    if not all(_is_recorded(leaf) for _, leaf in leaves):  # other people's layers draw for themselves
         return jax.jit(module.init)(key, *example)["params"]
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     with jax.ensure_compile_time_eval():  # also where only the shapes of a state are traced
@@ -39,7 +36,8 @@ def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
 
 def shapes_of(module: nn.Module, example: tuple) -> Params:
     """Return the shapes of a network's parameters, which are not drawn; `example` is that of `initialize`."""
-    return jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    recorded = _recorded(module, example)  # which takes two thirds of the time of tracing draws
+    return jax.tree.map(lambda leaf: leaf.value if _is_recorded(leaf) else leaf, recorded, is_leaf=_is_recorded)
 
 
 class Law(NamedTuple):
@@ -108,13 +106,18 @@ SCHEMES = {"fan_average": fan_average, "fan_in": fan_in, "he": he}
 _RECORDING = contextvars.ContextVar("recording", default=False)
 
 
-@contextlib.contextmanager
-def _recording():
+def _recorded(module, example):
+    """Return the parameters' shapes with their laws, but for layers of other people's."""
     token = _RECORDING.set(True)
     try:
-        yield
+        # A function of its own, so that no trace of `init` without laws stands for it, and it for none
+        return jax.eval_shape(lambda *inputs: module.init(*inputs), jax.random.key(0), *example)["params"]
     finally:
         _RECORDING.reset(token)
+
+
+def _is_recorded(leaf):
+    return isinstance(leaf, _Recorded)
 
 
 @struct.dataclass

@@ -20,7 +20,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -29,12 +28,12 @@ from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.attention import Heads, attend, grid_waves, rotate_neighbours
 from diffusion_jax.nets.condition import Conditioning, Signal, Told
-from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, modulated, normalized
+from diffusion_jax.nets.dit import BlockShape, ended, gated, joined, keys_of, modulated, normalized
 from diffusion_jax.nets.dropout import Dropout
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import ZERO, fan_average, normal
 from diffusion_jax.nets.linear import Dense
-from diffusion_jax.nets.remat import REMATS
+from diffusion_jax.nets.remat import REMATS, stack
 from diffusion_jax.nets.vit import Patches
 from diffusion_jax.types import Array, Time
 
@@ -262,19 +261,3 @@ def look(q: Array, k: Array, v: Array, sentence: Sentence) -> Array:
     if sentence.angles is not None:
         q, k = rotate_neighbours(q, sentence.angles), rotate_neighbours(k, sentence.angles)
     return attend(q, k, v, sentence.mask)
-
-
-def keys_of(signal: Signal, index: Array) -> Any:
-    """Return the keys of dropout of one block."""
-    return None if signal.keys is None else jax.vmap(jax.random.fold_in, (0, None))(signal.keys, index)
-
-
-def stack(remat: Any, block: Any, length: int) -> Any:
-    """Return equal blocks as one scan, called with what they change, the signal, the sentence and their indices."""
-    return nn.scan(
-        remat(block, scanned=True),
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
-        length=length,
-    )

@@ -38,6 +38,20 @@ def blocks(block: Any, *, scanned: bool) -> Any:
     return nn.remat(_telling(block, blocks), prevent_cse=not scanned)  # a compiler that sees the scan cannot undo it
 
 
+def stack(remat: Any, block: Any, length: int, *, told: Any = nn.broadcast) -> Any:
+    """Return equal blocks as one scan, called with what they change, what they are told, what they see, and indices.
+
+    `told` is how the scan takes the second: alike for every block, or an entry for each.
+    """
+    return nn.scan(
+        remat(block, scanned=True),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(told, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
+        length=length,
+    )
+
+
 @contextlib.contextmanager
 def within(remat: Any) -> Iterator[None]:
     """Note, while blocks are traced, whether they are computed again: what is, need not be so once more inside."""

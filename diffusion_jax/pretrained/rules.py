@@ -32,6 +32,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from diffusion_jax.devices import split_of
 from diffusion_jax.naming import lookup
+from diffusion_jax.nets.initial import shapes_of
 from diffusion_jax.pretrained.tensors import Tensors
 from diffusion_jax.types import Params
 
@@ -141,8 +142,7 @@ def load(
     table: Table, tensors: Tensors, module: nn.Module, example: tuple, *, dtype: str = "float32", put: Put = None
 ) -> Params:
     """Read a network's parameters; of `example`, what it is called with, only shapes and dtypes matter."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
-    return convert(table, tensors, shapes, dtype=dtype, put=put)
+    return convert(table, tensors, shapes_of(module, example), dtype=dtype, put=put)
 
 
 def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "float32", put: Put = None) -> Params:

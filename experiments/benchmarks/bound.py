@@ -83,7 +83,7 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", cache.name)
     for name in arguments.configs:
         name, _, batch = name.partition(":")
-        config = load_config(f"configs/{name}.py").copy_and_resolve_references().unlock()
+        config: Any = load_config(f"configs/{name}.py").copy_and_resolve_references().unlock()
         config.training.update(batch_size=int(batch), workers=0)
         config = changed(config, dict(pair.split("=", 1) for pair in arguments.set))
         plan = make_plan(training_work(config, jax.devices()), largest=False)

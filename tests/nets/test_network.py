@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from diffusion_jax.naming import choose
 from diffusion_jax.nets import NETWORKS
-from diffusion_jax.nets.network import apply_of, count, initialize
+from diffusion_jax.nets.network import apply_of, count, initialize, shapes_of
 from diffusion_jax.nets.remat import REMATS
 from diffusion_jax.training.flops import flops_of
 from tests.laws import quick
@@ -141,6 +141,12 @@ def test_parameters_depend_on_the_seed_and_their_own_path_only():
     np.testing.assert_array_equal(told["patches"]["kernel"], first["patches"]["kernel"])
     layers = first["blocks"]["dense_1"]["kernel"]
     assert not np.array_equal(layers[0], layers[1])
+
+
+def test_shapes_are_those_that_ordinary_initialisation_has_whichever_was_traced_first():
+    module = build("dit")
+    plain = lambda: jax.eval_shape(module.init, jax.random.key(0), *inputs("dit"))["params"]
+    assert shapes_of(module, inputs("dit")) == plain() == shapes_of(module, inputs("dit"))
 
 
 def test_shapes_are_enough_to_begin_and_other_peoples_layers_may_take_part():
