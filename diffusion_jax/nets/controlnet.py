@@ -101,21 +101,22 @@ class Hint(nn.Module):
 
 def clone(params: Params, module: ControlNet, key: Key) -> Params:
     """Return where a control network starts: at copies of its U-Net's `params`, and what the U-Net lacks drawn."""
-    known = dict(jax.tree.leaves_with_path(params))
+    known = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(params)
+    }
 
-    def start(path, leaf):
-        if path[0].key == "hint" or path[0].key.startswith("zero_"):
-            return leaf
-        found = known[path].shape if path in known else "not there"
-        if found != leaf.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def given(name, wanted):
+        if name.startswith(("hint/", "zero_")):
+            return None
+        found = known[name].shape if name in known else "not there"
+        if found != wanted.shape:
             raise ValueError(
-                f"clone: among the U-Net's parameters {name} is {found}; it must be {leaf.shape}. The control network "
-                "was built from another U-Net than these are of."
+                f"clone: among the U-Net's parameters {name} is {found}; it must be {wanted.shape}. The control "
+                "network was built from another U-Net than these are of."
             )
-        return jnp.array(known[path], leaf.dtype)  # a copy: steps that donate their state meet no buffer twice
+        return jnp.array(known[name], wanted.dtype)  # a copy: steps that donate their state meet no buffer twice
 
-    return jax.tree.map_with_path(start, initialize(module, key, example(module)))
+    return initialize(module, key, example(module), given=given)
 
 
 def example(module: ControlNet) -> tuple[Any, Any, dict[str, Any]]:

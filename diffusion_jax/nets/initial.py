@@ -22,16 +22,30 @@ from flax import struct
 
 from diffusion_jax.types import Key, Params
 
+# What a parameter begins at, by its path and what it is like, or None where it is drawn.
+Given = Callable[[str, Any], Any]
 
-def initialize(module: nn.Module, key: Key, example: tuple) -> Params:
-    """Draw a network's parameters; `example` is (x, t) or (x, t, cond), of which only shapes and dtypes matter."""
-    leaves, structure = jax.tree.flatten_with_path(_recorded(module, example), is_leaf=_is_recorded)
-    if not all(_is_recorded(leaf) for _, leaf in leaves):  # other people's layers draw for themselves
-        return jax.jit(module.init)(key, *example)["params"]
+
+def initialize(module: nn.Module, key: Key, example: tuple, *, given: Given | None = None) -> Params:
+    """Draw a network's parameters; `example` is (x, t) or (x, t, cond), of which only shapes and dtypes matter.
+
+    Of parameters that are `given`, by path and shape, nothing is drawn.
+    """
+    recorded = _recorded(module, example)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     with jax.ensure_compile_time_eval():  # also where only the shapes of a state are traced
         words = np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
-    return jax.tree.unflatten(structure, [_draw(leaf, [*words, _name(path)]) for path, leaf in leaves])
+
+    def begin(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        known = None if given is None else given(name, leaf.value if _is_recorded(leaf) else leaf)
+        if known is not None:
+            return known
+        return _draw(leaf, [*words, zlib.crc32(name.encode())]) if _is_recorded(leaf) else leaf
+
+    if not all(map(_is_recorded, jax.tree.leaves(recorded, is_leaf=_is_recorded))):
+        recorded = jax.jit(module.init)(key, *example)["params"]  # other people's layers draw for themselves
+    return jax.tree.map_with_path(begin, recorded, is_leaf=_is_recorded)
 
 
 def shapes_of(module: nn.Module, example: tuple) -> Params:
@@ -153,7 +167,3 @@ def _draw(recorded, seed):
         numbers = generator.standard_normal(value.shape, np.float32)
     numbers *= np.float32(spread)
     return jnp.array(numbers.astype(value.dtype, copy=False))
-
-
-def _name(path):
-    return zlib.crc32(jax.tree_util.keystr(path, simple=True, separator="/").encode())
