@@ -4,9 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import pytest
 import safetensors.numpy
 
+from diffusion_jax.nets.network import shapes_of
+from diffusion_jax.pretrained.rules import Pretrained, Table, convert, export, plan
+from diffusion_jax.pretrained.tensors import of_arrays
+
+CLOSE: Any = {"atol": 2e-5, "rtol": 1e-4}  # what is asked of every network in float32
 REFERENCE = Path(__file__).parent.parent / "reference"
 CLIP_TEXT = REFERENCE / "models" / "clip_text"
 
@@ -67,3 +74,42 @@ def family(name: str, folder: Path) -> Path:
     inner = config["vision_config"] | {"architectures": ["CLIPVisionModelWithProjection"]}
     inner["projection_dim"] = config["projection_dim"]
     return write(folder, inner, {key: array for key, array in weights.items() if key.startswith("vis")})
+
+
+def check_round(table: Table, model: Pretrained, weights: Any) -> None:
+    """Assert that what was read is written as it was, and read again as it is, to the bit."""
+    out = export(table, model.params)
+    assert out.keys() == weights.keys()
+    jax.tree.map(np.testing.assert_array_equal, out, dict(weights))
+    again = convert(table, of_arrays(out, "memory"), model.params)
+    jax.tree.map(np.testing.assert_array_equal, model.params, again)
+
+
+def theirs(kind: str, config: dict[str, Any], folder: Path) -> Any:
+    """Build a network of diffusers of random parameters, none of them 1 or 0, write it to a folder and return it."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = getattr(diffusers, kind).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def answer(model: Any, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Call a network of diffusers."""
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return model(**{key: torch.tensor(value) for key, value in inputs.items()}).sample.numpy()
+
+
+def check_published(kind: str, config: dict[str, Any], build: Any, example: Any, table_of: Any) -> None:
+    """Assert that a network of published size has diffusers' tensors: names and shapes, for nothing of it is made."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        model = getattr(diffusers, kind)(**config)
+    whole = dict(model.config)
+    slots = plan(table_of(whole).rules, shapes_of(build(whole), example(whole)))
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    assert {key: slot.shape for key, slot in slots.items()} == wanted

@@ -10,16 +10,12 @@ import pytest
 import safetensors.numpy
 
 from diffusion_jax.nets.flux import flux, grid_places, packed, unpacked
-from diffusion_jax.nets.network import shapes_of
 from diffusion_jax.pretrained.flux import FluxCall, keywords_of, load_flux, table_of
-from diffusion_jax.pretrained.rules import convert, export, plan
 from diffusion_jax.pretrained.sd3 import example_of
-from diffusion_jax.pretrained.tensors import of_arrays
-from tests.pretrained.folders import REFERENCE, write
+from tests.pretrained.folders import CLOSE, REFERENCE, answer, check_published, check_round, theirs, write
 
 FOLDER, FILE = REFERENCE / "models" / "flux_schnell", "diffusion_pytorch_model.safetensors"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
-CLOSE: Any = {"atol": 2e-5, "rtol": 1e-4}
 
 
 @functools.cache
@@ -63,12 +59,7 @@ def test_images_are_cut_as_the_pipeline_of_theirs_does():
 
 
 def test_import_export_import_is_the_same_bits():
-    table, model = table_of(network().config), network()
-    out = export(table, model.params)
-    assert out.keys() == weights().keys()
-    jax.tree.map(np.testing.assert_array_equal, out, dict(weights()))
-    again = convert(table, of_arrays(out, "memory"), model.params)
-    jax.tree.map(np.testing.assert_array_equal, model.params, again)
+    check_round(table_of(network().config), network(), weights())
 
 
 def test_guidance_is_refused_by_what_was_not_distilled():
@@ -105,16 +96,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_those_of_diffusers(name, tmp_path):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
     config = CONFIG | VARIANTS[name]
-    theirs = diffusers.FluxTransformer2DModel.from_config(config).eval()
-    with torch.no_grad():  # so that no scale is 1
-        for parameter in theirs.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    theirs.save_pretrained(tmp_path)
-    ours = load_flux(tmp_path)
+    other, ours = theirs("FluxTransformer2DModel", config, tmp_path), load_flux(tmp_path)
     generator = np.random.default_rng(0)
     normal = lambda *shape: generator.normal(size=shape).astype(np.float32)
     for rows, columns in ((3, 5), (4, 1)):
@@ -128,26 +111,18 @@ def test_variants_are_those_of_diffusers(name, tmp_path):
         }
         if config["guidance_embeds"]:
             inputs["guidance"] = np.array([3.5, 1.0], np.float32)
-        with torch.no_grad():
-            wanted = theirs(**{key: torch.tensor(value) for key, value in inputs.items()}).sample.numpy()
-        found = called(ours, inputs)
+        found, wanted = called(ours, inputs), answer(other, inputs)
         print(f"{name} {rows}x{columns}: {np.abs(found - wanted).max():.1e} of {np.abs(wanted).max():.1f}")
         np.testing.assert_allclose(found, wanted, **CLOSE)
-    out = export(table_of(ours.config), ours.params)
-    jax.tree.map(np.testing.assert_array_equal, out, safetensors.numpy.load_file(tmp_path / FILE))
+    check_round(table_of(ours.config), ours, safetensors.numpy.load_file(tmp_path / FILE))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [True, False])
 def test_published_sizes_have_the_tensors_of_diffusers(guidance):
-    """Names and shapes alone, so that nothing of that size is made."""
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    with torch.device("meta"):
-        theirs = diffusers.FluxTransformer2DModel(guidance_embeds=guidance)
-    config = dict(theirs.config)
-    x, t, cond = example_of(config, 2, 16)
-    told = {"guidance": jax.ShapeDtypeStruct((1,), np.float32)} if guidance else {}
-    shapes = shapes_of(flux(**keywords_of(config)), (x, t, cond | told))
-    wanted = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
-    assert {key: slot.shape for key, slot in plan(table_of(config).rules, shapes).items()} == wanted
+    def example(config):
+        x, t, cond = example_of(config, 2, 16)
+        return x, t, cond | ({"guidance": jax.ShapeDtypeStruct((1,), np.float32)} if guidance else {})
+
+    build = lambda config: flux(**keywords_of(config))
+    check_published("FluxTransformer2DModel", {"guidance_embeds": guidance}, build, example, table_of)

@@ -10,15 +10,11 @@ import pytest
 import safetensors.numpy
 
 from diffusion_jax.nets.mmdit import mmdit
-from diffusion_jax.nets.network import shapes_of
-from diffusion_jax.pretrained.rules import convert, export, plan
 from diffusion_jax.pretrained.sd3 import SD3Call, example_of, keywords_of, load_sd3, table_of
-from diffusion_jax.pretrained.tensors import of_arrays, open_tensors
-from tests.pretrained.folders import REFERENCE, write
+from tests.pretrained.folders import CLOSE, REFERENCE, answer, check_published, check_round, theirs, write
 
 FOLDER, FILE = REFERENCE / "models" / "sd3", "diffusion_pytorch_model.safetensors"
 CONFIG = json.loads((FOLDER / "config.json").read_text())
-CLOSE: Any = {"atol": 2e-5, "rtol": 1e-4}
 # At step 1000 the last bit of a frequency is heard, and which it is depends on whose exp it was: theirs, run on another
 # machine than the numbers were made on, is 6e-5 away from them.
 AT_THE_LAST_BIT: Any = {"atol": 5e-5, "rtol": 1e-4}
@@ -51,12 +47,7 @@ def test_what_it_computes_is_what_theirs_does():
 
 
 def test_import_export_import_is_the_same_bits():
-    table, model = table_of(network().config), network()
-    out = export(table, model.params)
-    assert out.keys() == weights().keys()
-    jax.tree.map(np.testing.assert_array_equal, out, dict(weights()))
-    again = convert(table, of_arrays(out, "memory"), model.params)
-    jax.tree.map(np.testing.assert_array_equal, model.params, again)
+    check_round(table_of(network().config), network(), weights())
 
 
 def test_the_call_by_their_names_has_the_networks_own_parameters():
@@ -98,29 +89,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_are_those_of_diffusers(name, tmp_path):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
     config = CONFIG | VARIANTS[name]
-    theirs = diffusers.SD3Transformer2DModel.from_config(config).eval()
-    with torch.no_grad():  # so that no scale is 1
-        for parameter in theirs.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    theirs.save_pretrained(tmp_path)
-    ours = load_sd3(tmp_path)
+    other, ours = theirs("SD3Transformer2DModel", config, tmp_path), load_sd3(tmp_path)
     generator = np.random.default_rng(0)
     for sides in ((8, 20), (12, 4)):
         shapes = (2, config["in_channels"], *sides), (2, 5, 20), (2, 24)
         values = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
         inputs = dict(zip(INPUTS, [*values, np.array([37, 1000], np.float32)], strict=True))
-        with torch.no_grad():
-            wanted = theirs(**{key: torch.tensor(value) for key, value in inputs.items()}).sample.numpy()
-        found = called(ours, inputs)
+        found, wanted = called(ours, inputs), answer(other, inputs)
         print(f"{name} {sides}: {np.abs(found - wanted).max():.1e} of {np.abs(wanted).max():.1f}")
         np.testing.assert_allclose(found, wanted, **CLOSE)
-    out, kept = export(table_of(ours.config), ours.params), safetensors.numpy.load_file(tmp_path / FILE)
-    assert out.keys() == open_tensors(tmp_path).shapes.keys()
-    jax.tree.map(np.testing.assert_array_equal, out, kept)
+    check_round(table_of(ours.config), ours, safetensors.numpy.load_file(tmp_path / FILE))
 
 
 MEDIUM: dict[str, Any] = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
@@ -136,12 +115,5 @@ PUBLISHED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_have_the_tensors_of_diffusers(name):
-    """Names and shapes alone, so that nothing of that size is made."""
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    with torch.device("meta"):
-        theirs = diffusers.SD3Transformer2DModel(**PUBLISHED[name])
-    config = dict(theirs.config)
-    shapes = shapes_of(mmdit(**keywords_of(config)), example_of(config, 2, 16))
-    wanted = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
-    assert {key: slot.shape for key, slot in plan(table_of(config).rules, shapes).items()} == wanted
+    build = lambda config: mmdit(**keywords_of(config))
+    check_published("SD3Transformer2DModel", PUBLISHED[name], build, lambda config: example_of(config, 2, 16), table_of)
