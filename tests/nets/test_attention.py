@@ -116,7 +116,7 @@ def test_the_fused_kernel_is_asked_as_it_wants_to_be(queries, keys, monkeypatch)
     lengths = (queries, keys, keys)
     arrays = [normal(3, length, 2, 8, seed=seed).astype(jnp.bfloat16) for seed, length in enumerate(lengths)]
     mask = jnp.arange(keys)[None] < jnp.asarray([[1], [keys], [keys // 2]])
-    loss = lambda *arrays: jnp.sin(attend(*arrays, mask).astype(jnp.float32)).sum()
+    loss = lambda *arrays: jnp.sin(attend(*arrays, mask=mask).astype(jnp.float32)).sum()
     wanted = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", strict)
