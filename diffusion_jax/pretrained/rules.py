@@ -19,6 +19,7 @@ import fnmatch
 import functools
 import math
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -266,10 +267,10 @@ def _room(shape, dtype):
     """Return an array that begins with a page of memory, and so at a multiple of 64, which JAX need not copy on a CPU.
 
     Numpy would ask for pages of 2 MB, which are slow to come by where memory is in use: four times as slow as these.
+    They come when they are first written to, and so while other threads copy: asked for at once, all would wait.
     """
     count = math.prod(shape) * np.dtype(dtype).itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
-    pages = mmap.mmap(-1, max(count, 1), flags=flags)
+    pages = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, np.uint8, count).view(dtype).reshape(shape)
 
 
@@ -364,6 +365,6 @@ def _joined(path):
 
 
 ROWS, BLOCK = 256, 125_000  # of numbers; no power of two, whose rows would share lines of the cache
-AHEAD, THREADS = 2**28, 4
+AHEAD, THREADS = 2**28, min(4, os.cpu_count() or 1)
 _DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 _NUMBERS = tuple(np.dtype(dtype) for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
