@@ -81,14 +81,17 @@ def traffic_of(text: str) -> Traffic:
     partitions = re.search(r"num_partitions=(\d+)", text)
     devices = int(partitions[1]) if partitions else 1
     memory, found = 0.0, {}
-    for one, times, inside in _walk(program, entry, 1, inside=False):
-        if not inside:
+    for one, times, fusion in _walk(program, entry, 1, fusion=None):
+        if fusion is None:
             memory += times * _moved(program, one)
         kind = one.code.removesuffix("-start")
+        if kind == "all-reduce" and fusion is not None and _cut(fusion, one.name):
+            kind = "reduce-scatter"
         if kind in _COLLECTIVES:
             # One that is split into parts, to compute meanwhile, is written once for each; its channel is the same.
             channel = re.search(r"channel_id=(\d+)", one.rest)
-            found[channel[1] if channel else one.name] = (kind, _members(one.rest, devices), times, _sent(one))
+            known = (channel[1] if channel else one.name, _sent(one))
+            found[known] = (kind, _members(one.rest, devices), times, known[1])
     rows: dict[tuple[str, int], Collective] = {}
     for kind, members, times, sent in found.values():
         if members > 1:
@@ -108,23 +111,23 @@ def size_of(shape: str, *, anywhere: bool = False) -> float:
     return total
 
 
-def _walk(program, name, times, *, inside) -> Iterator[tuple[Instruction, int, bool]]:
-    """Yield every instruction, how often it happens, and whether it is inside of another."""
+def _walk(program, name, times, *, fusion) -> Iterator[tuple[Instruction, int, Computation | None]]:
+    """Yield every instruction, how often it happens, and the computation that it is fused in."""
     for one in program[name].values():
-        yield one, times, inside
+        yield one, times, fusion
         if one.code == "while":
             body, condition = (re.search(rf"{word}=%?([\w.\-]+)", one.rest) for word in ("body", "condition"))
             trips = _trips(one.rest, program[condition[1]]) if condition else 1
             if body:
-                yield from _walk(program, body[1], times * trips, inside=inside)
+                yield from _walk(program, body[1], times * trips, fusion=fusion)
         elif one.code == "conditional":
             names = re.findall(r"%([\w.\-]+)", one.rest)
-            branches = [list(_walk(program, name, times, inside=inside)) for name in names if name in program]
+            branches = [list(_walk(program, name, times, fusion=fusion)) for name in names if name in program]
             yield from max(branches, key=lambda branch: sum(n * size_of(i.shape) for i, n, _ in branch), default=[])
         elif one.code in ("call", *FUSED):
             called = re.search(CALLED, one.rest)
             if called and called[1] in program:
-                yield from _walk(program, called[1], times, inside=inside or one.code != "call")
+                yield from _walk(program, called[1], times, fusion=fusion if one.code == "call" else program[called[1]])
 
 
 def _trips(rest, condition):
@@ -222,6 +225,14 @@ def _sent(one):
     return given if one.code.startswith("all-reduce") else max(given, result - given * one.code.endswith("-start"))
 
 
+def _cut(fusion, name):
+    """Say whether all that becomes of a result is a slice: how a compiler for TPUs writes a reduce-scatter."""
+    users = [line for line in fusion.values() if name in line.operands]
+    return bool(users) and all(
+        line.code == "dynamic-slice" or (line.code == "get-tuple-element" and _cut(fusion, line.name)) for line in users
+    )
+
+
 def _members(rest, devices):
     """Return how many devices take part in one collective."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
@@ -230,7 +241,7 @@ def _members(rest, devices):
     tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", rest)
     if tiled:
         return int(tiled[1])
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
     if named:
         sizes = dict(re.findall(r"('[^']*')=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'[^']*'", named[2]))

@@ -140,6 +140,56 @@ def test_a_program_for_tpus_is_read():
     assert traffic.memory == 28 * 3 * 4 * 8 * 2
 
 
+# A mesh that is not laid out in order, and sums of which each device keeps a slice: several at once, on a channel that
+# another has.
+SCATTERS = """
+HloModule step, is_scheduled=true, num_partitions=16
+
+%gather (p: bf16[4,8]) -> bf16[16,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  ROOT %g = bf16[16,8]{1,0} all-gather(%p), replica_groups=mesh['a'=4,'b'=4], device_ids=([4,4]T(1,0)) {'b'}
+}
+
+%all-reduce-scatter.1 (q: bf16[16,8]) -> bf16[4,8] {
+  %q = bf16[16,8]{1,0} parameter(0)
+  %sum.1 = bf16[16,8]{1,0} all-reduce(%q), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
+  %here = s32[] constant(4)
+  ROOT %cut.1 = bf16[4,8]{1,0} dynamic-slice(%sum.1, %here, %here), dynamic_slice_sizes={4,8}
+}
+
+%all-reduce-scatter.2 (r: bf16[8,8], s: bf16[4,4]) -> (bf16[2,8], bf16[1,4]) {
+  %r = bf16[8,8]{1,0} parameter(0)
+  %s = bf16[4,4]{1,0} parameter(1)
+  %sum.2 = (bf16[8,8]{1,0}, bf16[4,4]{1,0}) all-reduce(%r, %s), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
+  %one = bf16[8,8]{1,0} get-tuple-element(%sum.2), index=0
+  %two = bf16[4,4]{1,0} get-tuple-element(%sum.2), index=1
+  %here.2 = s32[] constant(1)
+  %cut.2 = bf16[2,8]{1,0} dynamic-slice(%one, %here.2, %here.2), dynamic_slice_sizes={2,8}
+  %cut.3 = bf16[1,4]{1,0} dynamic-slice(%two, %here.2, %here.2), dynamic_slice_sizes={1,4}
+  ROOT %both = (bf16[2,8]{1,0}, bf16[1,4]{1,0}) tuple(%cut.2, %cut.3)
+}
+
+ENTRY %main (arg: bf16[4,8], small: bf16[4,4]) -> bf16[4,8] {
+  %arg = bf16[4,8]{1,0} parameter(0)
+  %small = bf16[4,4]{1,0} parameter(1)
+  %whole = bf16[16,8]{1,0} fusion(%arg), kind=kCustom, calls=%gather
+  %part = bf16[4,8]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.1
+  %eight = bf16[8,8]{1,0} slice(%whole), slice={[0:8], [0:8]}
+  %parts = (bf16[2,8]{1,0}, bf16[1,4]{1,0}) fusion(%eight, %small), kind=kCustom, calls=%all-reduce-scatter.2
+  ROOT %kept = bf16[4,8]{1,0} all-reduce(%part), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}
+}
+"""
+
+
+def test_a_sum_of_which_each_keeps_a_slice_is_sent_once():
+    wanted = {
+        "all-gather": (4, 1, 3 / 4 * 16 * 8 * 2),
+        "reduce-scatter": (4, 2, 3 / 4 * (16 * 8 + 8 * 8 + 4 * 4) * 2),
+        "all-reduce": (4, 1, 2 * 3 / 4 * 4 * 8 * 2),
+    }
+    assert {kind: tuple(rest) for kind, *rest in traffic_of(SCATTERS).collectives} == wanted
+
+
 # As the compiler for GPUs writes them: a fusion in the background names its operands before its result, and a library's
 # product the room that it works in behind it.
 ON_GPU = """
