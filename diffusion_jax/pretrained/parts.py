@@ -8,6 +8,7 @@ Nothing is kept here, so a part is in memory for as long as whoever asked for it
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,34 +44,43 @@ class Parts(Mapping[str, Any]):
 
 
 class Pipeline(NamedTuple):
-    """Parts by name; the config of the scheduler, {} where there is none; and model_index.json."""
+    """Parts by name; the config of the scheduler, {} where there is none; model_index.json; folders of tokenizers."""
 
     parts: Parts
     scheduler: dict[str, Any]
     config: dict[str, Any]
+    tokenizers: Mapping[str, Path] = {}
 
 
 def pipeline_of(folder: Path, load: Callable[..., Any], kinds: Collection[Any]) -> Pipeline:
     """Return the pipeline of a folder, whose networks of these kinds `load(subfolder=name)` reads."""
     config, classes = read_index(folder, "load")
-    openers, left = {}, {}
+    openers, left, tokenizers = {}, {}, {}
     for name, kind in classes.items():
         if kind in TOKENIZERS:
-            openers[name] = lambda name=name, kind=kind: TOKENIZERS[kind](folder / name)
+            tokenizers[name] = folder / name
+            openers[name] = partial(TOKENIZERS[kind], folder / name)
         elif _kind(folder / name / CONFIG) in kinds:
             openers[name] = lambda name=name: load(subfolder=name)
         elif name != "scheduler":
             left[name] = f"{folder / name} is a {kind}, which is not known here"
     scheduler = folder / "scheduler" / SCHEDULER
-    return Pipeline(Parts(openers, left), read_json(scheduler, "load") if scheduler.is_file() else {}, config)
+    said = read_json(scheduler, "load") if scheduler.is_file() else {}
+    return Pipeline(Parts(openers, left), said, config, tokenizers)
 
 
 def read_index(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read model_index.json: all that it says, and the class of each part that is there; `wanted` says what for."""
-    path, classes = folder / INDEX, {}
+    path = folder / INDEX
     config = read_json(path, wanted)
     if not config:
         raise ValueError(f"{wanted}: {path} names no parts of a pipeline; it is damaged: download it again.")
+    return config, classes_of(config, path, wanted)
+
+
+def classes_of(config: Mapping[str, Any], path: str | Path, wanted: str) -> dict[str, str]:
+    """Return the class of each part that model_index.json at a path says is there."""
+    classes = {}
     for name, spec in config.items():
         if name.startswith("_") or not isinstance(spec, list) or (spec and not isinstance(spec[0], str | None)):
             continue  # a setting, which may be a list of numbers
@@ -84,7 +94,7 @@ def read_index(folder: Path, wanted: str) -> tuple[dict[str, Any], dict[str, str
         if Path(name).name != name or name == "..":
             raise ValueError(f"{wanted}: {path} has a part {name!r}; a part is a folder beside that file.")
         classes[name] = spec[1]
-    return config, classes
+    return classes
 
 
 def _kind(path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.pretrained import load, safetensors_file, save
+from tests import pipelines
 from tests.pretrained.folders import CLIP_TEXT
 
 
@@ -47,3 +48,58 @@ def test_the_header_says_whose_it_is(tmp_path):
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         assert json.loads(file.read(length))["__metadata__"] == {"format": "pt"} and length % 8 == 0
+
+
+MAKERS = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "dit", "ddpm")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_pipeline_that_is_read_and_written_and_read_is_the_same_bits(name, tmp_path):
+    theirs = getattr(pipelines, name)(tmp_path / "theirs")
+    ours = save(load(theirs), tmp_path / "ours")
+    one, two = load(theirs), load(ours)
+    assert (one.scheduler, one.config, list(one.parts)) == (two.scheduler, two.config, list(two.parts))
+    for part in {*one.parts} - {*one.tokenizers}:
+        jax.tree.map(np.testing.assert_array_equal, one.parts[part].params, two.parts[part].params)
+        assert one.parts[part].config == two.parts[part].config
+    for part, folder in one.tokenizers.items():
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert files == {path.name: path.read_bytes() for path in (ours / part).iterdir()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_a_part_that_is_not_known_is_said_to_be_left_out(tmp_path):
+    theirs = pipelines.stable_diffusion(tmp_path / "theirs")
+    (theirs / "safety_checker").mkdir()
+    (theirs / "safety_checker" / "config.json").write_text('{"model_type": "clip_checker"}')
+    index = json.loads((theirs / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (theirs / "model_index.json").write_text(json.dumps(index))
+    ours = save(load(theirs), tmp_path / "ours")
+    assert json.loads((ours / "model_index.json").read_text()) == index | {"safety_checker": [None, None]}
+    assert not (ours / "safety_checker").exists()
+
+
+def test_a_pipeline_that_lacks_what_its_index_names_is_refused(tmp_path):
+    pipeline = load(pipelines.stable_diffusion(tmp_path / "theirs"))
+    for lacking, words in (
+        (pipeline._replace(tokenizers={}), "the pipeline has no tokenizer: load it with `tokenizer`"),
+        (pipeline._replace(scheduler={}), "predicts the noise or v is not in its file: load it with `prediction`"),
+        (pipeline._replace(config={}), "of what kind this pipeline is, is not known: save its parts"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save(lacking, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.slow
+def test_diffusers_opens_a_pipeline_that_was_written(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = pipelines.stable_diffusion(tmp_path / "theirs")
+    ours = save(load(theirs), tmp_path / "ours")
+    one, two = (diffusers.StableDiffusionPipeline.from_pretrained(folder) for folder in (theirs, ours))
+    assert dict(one.scheduler.config) == dict(two.scheduler.config)
+    for part in ("unet", "vae", "text_encoder"):
+        old, new = (getattr(pipe, part).state_dict() for pipe in (one, two))
+        assert old.keys() == new.keys() and all((old[name] == new[name]).all() for name in old)
+    assert one.tokenizer("ab cd").input_ids == two.tokenizer("ab cd").input_ids
