@@ -143,7 +143,7 @@ def _verdict(plan):
     binds, longest = max(plan.times.items(), key=lambda item: item[1])
     share = plan.times["arithmetic"] / longest
     return (
-        f"FITS, bound by {binds}: at most {plan.rate:,.4g} images a second and {share:.0%} of the peak. "
+        f"FITS, bound by {binds}: at most {four_digits(plan.rate)} images a second and {share:.0%} of the peak. "
         "An upper bound, not a forecast."
     )
 
@@ -154,3 +154,8 @@ def _line(name, text):
 
 def _gib(number):
     return f"{number / GIB:.2f} GiB"
+
+
+def four_digits(number: float) -> str:
+    """Write a large number down, rounded to four digits."""
+    return f"{float(f'{number:.4g}'):,.0f}"

@@ -67,22 +67,39 @@ def load_dit_file(path: str | Path, *, heads: int = 0, dtype: str = "float32") -
     `heads` are those of the published network of the same width and depth unless they are given: the file does not say.
     Positions, which the authors did not train, are a parameter of ours.
     """
-    tensors = _own(open_file(path))
+    return read_dit_file(open_file(path), heads=heads, dtype=dtype)
+
+
+def read_dit_file(tensors: Tensors, *, heads: int = 0, dtype: str = "float32", put: Put = None) -> Pretrained:
+    """Read what `load_dit_file` reads, of tensors."""
+    tensors = _own(tensors)
     config = _config_of(tensors, heads)
-    width = config["hidden_size"]
-    module = dit(
-        channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        size={"name": "custom", "width": width, "depth": config["depth"], "heads": config["num_heads"]},
-        patch=config["patch_size"],
-        positions="learned",
-        grid=config["input_size"] // config["patch_size"],
-        mlp_ratio=config["mlp_ratio"],
-        time={"name": "sinusoidal", "time_scale": 1.0},
-        num_classes=config["num_classes"],
-        dtype=dtype,
-    )
-    return _loaded(module, tensors, config, dtype)
+    return _loaded(dit(**keywords_of_file(config), dtype=dtype), tensors, config, dtype, put)
+
+
+def is_file(tensors: Tensors) -> bool:
+    """Say whether tensors are those of a file of DiT's or SiT's authors."""
+    return any(f".{name}".endswith(f".{_FIRST}") for name in tensors.shapes)
+
+
+def keywords_of_file(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was read from a file's shapes as keywords of `dit`."""
+    return {
+        "channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "size": {
+            "name": "custom",
+            "width": config["hidden_size"],
+            "depth": config["depth"],
+            "heads": config["num_heads"],
+        },
+        "patch": config["patch_size"],
+        "positions": "learned",
+        "grid": config["input_size"] // config["patch_size"],
+        "mlp_ratio": config["mlp_ratio"],
+        "time": {"name": "sinusoidal", "time_scale": 1.0},
+        "num_classes": config["num_classes"],
+    }
 
 
 def table_of(config: Mapping[str, Any]) -> Table:

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.nets.unet import unet
-from diffusion_jax.pretrained.rules import CONV, POINTWISE, Layout, Pretrained, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.rules import CONV, POINTWISE, Layout, Pretrained, Put, Rule, Table, linear, load, norm
 from diffusion_jax.pretrained.snapshot import read_snapshot
 from diffusion_jax.pretrained.tensors import behind, check_known, of_arrays
 
 
-def load_edm(path: str | Path, *, dtype: str = "float32") -> Pretrained:
+def load_edm(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pretrained:
     """Read the average of a network's weights; it computes, and is kept, in `dtype`.
 
     It is called as `apply(params, x, t, cond)`, and where it was trained with labels, `cond` has `label` (B,).
@@ -44,7 +44,8 @@ def load_edm(path: str | Path, *, dtype: str = "float32") -> Pretrained:
     x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, side, side, channels), (1,)))
     cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)} if config["label_dim"] else {}
     tensors = behind(of_arrays(snapshot.tensors, str(path)), "ema.model.")
-    return Pretrained(module, load(table_of(config), tensors, module, (x, t, cond), dtype=dtype), config)
+    params = load(table_of(config), tensors, module, (x, t, cond), dtype=dtype, put=put)
+    return Pretrained(module, params, config)
 
 
 def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:

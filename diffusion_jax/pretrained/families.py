@@ -18,6 +18,7 @@ from diffusion_jax.pretrained import (
     controlnet,
     dinov2,
     dit,
+    edm,
     flux,
     hub,
     sd3,
@@ -27,9 +28,9 @@ from diffusion_jax.pretrained import (
     vae,
     vq,
 )
-from diffusion_jax.pretrained.parts import INDEX, pipeline_of
+from diffusion_jax.pretrained.parts import INDEX, Pipeline, pipeline_of
 from diffusion_jax.pretrained.rules import Put, Table, called
-from diffusion_jax.pretrained.tensors import CONFIG, read_config
+from diffusion_jax.pretrained.tensors import CONFIG, open_file, read_config
 
 
 class Family(NamedTuple):
@@ -51,29 +52,59 @@ def load(
     variant: str = "",
     subfolder: str = "",
     revision: str = "",
+    prediction: str = "",
+    tokenizer: str | Path = "",
     put: Put = None,
 ) -> Any:
     """Return the `Pretrained` of a folder, whose module is called by the names of the original, or a `Pipeline`.
 
-    `path` is a folder of a network or of a pipeline, a single file of a whole model, or a repository of huggingface.co,
-    there at a `revision`. A part of a pipeline is its `subfolder`; a `variant`, such as "fp16", is part of the names of
-    files. Parameters are kept, and networks compute, in `dtype`, and each goes to `put` when it is whole: see
-    `rules.Put`.
+    `path` is a folder of a network or of a pipeline, a single file, or a repository of huggingface.co, there at a
+    `revision`. A part of a pipeline is its `subfolder`; a `variant`, such as "fp16", is part of the names of files.
+    What a single file of a whole model does not hold is its `tokenizer`, a folder, and its `prediction`, "eps" or "v".
+    EDM's files give networks that are called as ours are: see `edm.load_edm`.
+
+    Parameters are kept, and networks compute, in `dtype`, and each goes to `put` when it is whole: see `rules.Put`.
     """
     options = {"dtype": dtype, "variant": variant, "put": put}
     folder = hub.found(path, revision=revision)
     if folder.is_file():
-        pipeline = single_file.pipeline_of(folder, dtype=dtype, put=put)
-        return pipeline.parts[subfolder] if subfolder else pipeline
+        found = _file(folder, {"prediction": prediction, "tokenizer": tokenizer}, dtype=dtype, put=put)
+        if subfolder and not isinstance(found, Pipeline):
+            raise ValueError(f"load: {path} is a network alone, and has no part '{subfolder}'.")
+        return found.parts[subfolder] if isinstance(found, Pipeline) and subfolder else found
+    if prediction or tokenizer:
+        raise ValueError(f"load: {path} is a folder, which says itself what is predicted and has its own tokenizer.")
     if not subfolder and (folder / INDEX).is_file():
         return pipeline_of(folder, functools.partial(load, path, revision=revision, **options), FAMILIES)
     family = FAMILIES[_kind(folder / subfolder)]
+    folder = with_weights(path, subfolder, variant=variant, revision=revision)
+    return called(family.call, family.load(folder / subfolder, **options))
+
+
+def with_weights(path: str | Path, subfolder: str = "", *, variant: str = "", revision: str = "") -> Path:
+    """Return the folder that has the weights of a network, or of a part of a pipeline: of a repository once fetched."""
+    folder = hub.found(path, revision=revision)
     if folder != Path(path).expanduser():
         for patterns in hub.weights(subfolder, variant):
             folder = hub.found(path, revision=revision, patterns=(*patterns, *hub.DESCRIPTIONS))
             if any((folder / subfolder).glob("*.safetensors")):
                 break
-    return called(family.call, family.load(folder / subfolder, **options))
+    return folder
+
+
+def _file(path, said, **options):
+    """Read a single file: of EDM's or DiT's authors a network, else a whole model, of which something may be `said`."""
+    if path.suffix == ".pkl":
+        read = functools.partial(edm.load_edm, path)
+    else:
+        tensors = open_file(path)
+        if not dit.is_file(tensors):
+            return single_file.pipeline_of(tensors, **said, **options)
+        read = functools.partial(dit.read_dit_file, tensors)
+    if any(said.values()):
+        raise ValueError(f"load: {path} is a network alone; neither `tokenizer` nor `prediction` is of it.")
+    found = read(**options)
+    return found if path.suffix == ".pkl" else called(dit.DiTCall, found)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -11,19 +11,24 @@
 There is no config. Shapes give all sizes, written down as configs of diffusers and transformers, by which a network is
 built and can be saved; what they do not give is known: heads are 64 wide, but in the U-Net of version 1, which has 8 at
 every level. What reads the text of version 2 is OpenCLIP without its last block.
+
+Nor is there a tokenizer, or a word of the path: versions 1 and XL predict the noise unless it is said that they do not;
+of version 2 there are both. Images are 64 pixels of latents high, 96 in version 2 that predicts v, 128 in XL.
 """
 
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained.blocks import residual
 from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
 from diffusion_jax.pretrained.parts import Parts, Pipeline
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
-from diffusion_jax.pretrained.tensors import Tensors, behind, open_file
+from diffusion_jax.pretrained.tensors import Tensors, behind
+from diffusion_jax.pretrained.tokenizer import clip_tokenizer
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
 
@@ -34,34 +39,94 @@ _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders
 _OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
 
 
-def pipeline_of(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pipeline:
-    """Return the networks of a file as parts, which are read when they are asked for."""
-    tensors = open_file(path)
-    openers: dict[str, Callable[[], Pretrained]] = {}
+class Version(NamedTuple):
+    """What a file does not say: of what kind the pipeline is, its path, what is predicted, and the sides of latents.
+
+    Readers of texts are named by their ends; True is of those that are OpenCLIP's.
+    """
+
+    kind: str
+    texts: Mapping[str, bool]
+    scheduler: Mapping[str, Any]
+    sides: Mapping[str, int]
+    predicts: str = ""
+    settings: Mapping[str, Any] = {}
+
+
+def pipeline_of(
+    tensors: Tensors, *, dtype: str = "float32", put: Put = None, prediction: str = "", tokenizer: str | Path = ""
+) -> Pipeline:
+    """Return the networks of a file as parts, which are read when they are asked for.
+
+    `prediction` is "eps" or "v", and "" what is usual of the version; `tokenizer` is the folder of one, or where the
+    version has two, a folder that holds `tokenizer` and `tokenizer_2`.
+    """
+    version = next((VERSIONS[prefix] for prefix in _present(tensors, VERSIONS)), None)
+    predicts = prediction or (version.predicts if version else "")
+    kind = lookup(_PREDICTIONS, predicts, "prediction of a single file") if predicts else ""
+    side = version.sides.get(predicts, 64) if version else 64
+    scale = _SCALES[bool(_present(tensors, ["conditioner."]))]
+    openers: dict[str, Callable[[], Any]] = {}
     for prefix in _present(tensors, (_UNET, _VAE, *_CLIP, *_OPEN)):
         own = behind(tensors, prefix)
         if prefix == _UNET:
-            openers["unet"] = partial(read_ldm_unet, own, dtype, put)
+            openers["unet"] = partial(read_ldm_unet, own, dtype, put, side=side)
         elif prefix == _VAE:
-            openers["vae"] = partial(
-                read_ldm_vae, own, dtype, put, scale=_SCALES[bool(_present(tensors, ["conditioner."]))]
-            )
+            openers["vae"] = partial(read_ldm_vae, own, dtype, put, scale=scale)
         elif prefix in _CLIP:
             openers[_CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
         else:
             openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=prefix.startswith("conditioner"))
     if not openers:
         raise ValueError(
-            f"load: {path} is of no whole model: no name in it begins with {', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. "
-            "An autoencoder alone is read by pretrained.vae.load_vae_file, which is told its scale, and anything else "
-            "from a folder with a config.json."
+            f"load: {tensors.source} is of no whole model: no name in it begins with "
+            f"{', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. An autoencoder alone is read by "
+            "pretrained.vae.load_vae_file, which is told its scale, and anything else from a folder with a config.json."
         )
-    return Pipeline(Parts(openers), {}, {})
+    if version is None or not {"unet", "vae", *(f"text_encoder{end}" for end in version.texts)} <= openers.keys():
+        return Pipeline(Parts(openers), {}, {})
+    folders = _tokenizers(Path(tokenizer).expanduser(), version) if tokenizer else {}
+    openers |= {name: partial(clip_tokenizer, folder) for name, folder in folders.items()}
+    scheduler = {**version.scheduler, "prediction_type": kind} if kind else {}
+    return Pipeline(Parts(openers), scheduler, _index(version), folders)
 
 
-def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
-    """Read a U-Net."""
-    config = unet_config(tensors)
+def _index(version) -> dict[str, Any]:
+    """Return the model_index.json of a version."""
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": version.scheduler["_class_name"]}
+    index = {name: ["diffusers", kind] for name, kind in parts.items()}
+    for end in version.texts:
+        projects = "WithProjection" if end else ""
+        index[f"text_encoder{end}"] = ["transformers", f"CLIPTextModel{projects}"]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+    return {"_class_name": version.kind, **index, **version.settings}
+
+
+def _tokenizers(folder, version) -> dict[str, Path]:
+    """Return the folder of each tokenizer, of which those of OpenCLIP fill rows with the token 0."""
+    names = {f"tokenizer{end}": opened for end, opened in version.texts.items()}
+    found = {name: folder / name for name in names}
+    if len(names) == 1 and not found["tokenizer"].is_dir():
+        found = {"tokenizer": folder}
+    missing = [name for name, place in found.items() if not place.is_dir()]
+    if missing:
+        raise ValueError(
+            f"load: tokenizer is {folder}, which has no {' and no '.join(missing)}; a {version.kind} is read by "
+            f"{' and '.join(names)}: give a folder that holds them."
+        )
+    for name, opened in names.items():
+        ids = clip_tokenizer(found[name])([""])[0]
+        if opened and ids[-1] != 0:
+            raise ValueError(
+                f"load: {found[name]} fills rows with the token {ids[-1]}, as the first CLIP does; OpenCLIP, which "
+                f"reads the prompts of this file, fills them with 0: give the tokenizer of a {version.kind} like it."
+            )
+    return found
+
+
+def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None, *, side: int = 64) -> Pretrained:
+    """Read a U-Net, which was trained on latents of this side."""
+    config = unet_config(tensors) | {"sample_size": side}
     return called(UNetCall, read_unet(config, tensors, dtype, table=unet_table(config), put=put))
 
 
@@ -220,3 +285,29 @@ def _count(shapes, pattern):
 
 _RESIDUAL = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 _POOLED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+
+_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
+_PATH = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+}
+_DDIM = {"_class_name": "DDIMScheduler", **_PATH, "clip_sample": False, "set_alpha_to_one": False}
+_EULER = {"_class_name": "EulerDiscreteScheduler", **_PATH, "timestep_spacing": "leading"}
+_UNCHECKED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+VERSIONS = {  # by what the names of a file that reads texts begin with
+    "cond_stage_model.transformer.": Version(
+        "StableDiffusionPipeline", {"": False}, _DDIM, {}, predicts="eps", settings=_UNCHECKED
+    ),
+    "cond_stage_model.model.": Version("StableDiffusionPipeline", {"": True}, _DDIM, {"v": 96}, settings=_UNCHECKED),
+    "conditioner.embedders.0.transformer.": Version(
+        "StableDiffusionXLPipeline",
+        {"": False, "_2": True},
+        _EULER,
+        {"eps": 128, "v": 128},
+        predicts="eps",
+        settings={"force_zeros_for_empty_prompt": True},
+    ),
+}

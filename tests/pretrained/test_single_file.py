@@ -1,6 +1,8 @@
 """Single files of whole models are the networks of their folders."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +18,10 @@ from diffusion_jax.nets.vae import vae
 from diffusion_jax.pretrained import load, save
 from diffusion_jax.pretrained.clip import TEXT
 from diffusion_jax.pretrained.rules import export
-from diffusion_jax.pretrained.single_file import open_table, unet_table
+from diffusion_jax.pretrained.single_file import VERSIONS, open_table, unet_table
 from diffusion_jax.pretrained.unet import complete, keywords_of, table_of
 from diffusion_jax.pretrained.vae import ldm_table
+from tests import pipelines
 from tests.nets.tiny import stirred
 
 SD = {
@@ -140,6 +143,69 @@ def test_latents_have_the_scale_of_the_version(tmp_path):
         found = load(whole(kind, tmp_path / f"{kind}.safetensors"), subfolder="vae")
         assert found.config["scaling_factor"] == scale
         same(found.params, autoencoder())
+
+
+def tokenizers(folder, first="<|endoftext|>", second="a"):
+    """Write two tokenizers, which fill rows with these."""
+    for name, pad in {"tokenizer": first, "tokenizer_2": second}.items():
+        pipelines.tokenizer(folder / name)
+        path = folder / name / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": pad}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("begins", "prediction"),
+    [
+        ("cond_stage_model.transformer.", ""),
+        ("cond_stage_model.transformer.", "v"),
+        ("cond_stage_model.model.", "eps"),
+        ("cond_stage_model.model.", "v"),
+        ("conditioner.embedders.0.transformer.", ""),
+    ],
+)
+def test_a_file_with_its_tokenizer_is_saved_as_a_pipeline(begins, prediction, tmp_path):
+    kind = dict(zip(VERSIONS, KINDS, strict=True))[begins]
+    path, folder = whole(kind, tmp_path / "a.safetensors"), tokenizers(tmp_path / "words")
+    tokenizer = folder if kind == "XL" else folder / ("tokenizer_2" if kind == "2" else "tokenizer")
+    one = load(path, tokenizer=tokenizer, prediction=prediction)
+    two = load(save(one, tmp_path / "a"))
+    assert {*one.parts} == {*two.parts} and one.config == two.config and one.scheduler == two.scheduler
+    assert one.scheduler["prediction_type"] == ("v_prediction" if prediction == "v" else "epsilon")
+    assert one.parts["unet"].config["sample_size"] == {"1": 64, "2": 96 if prediction == "v" else 64, "XL": 128}[kind]
+    for part in {*one.parts} - {*one.tokenizers}:
+        same(one.parts[part].params, two.parts[part].params)
+        assert one.parts[part].config == two.parts[part].config
+    for part in one.tokenizers:
+        np.testing.assert_array_equal(one.parts[part](["ab c"]), two.parts[part](["ab c"]))
+
+
+def test_what_a_file_does_not_say_is_asked_for(tmp_path):
+    words = tokenizers(tmp_path / "words")
+    xl, two = (whole(kind, tmp_path / f"{kind}.safetensors") for kind in ("XL", "2"))
+    cases: list[tuple[tuple[Path, dict[str, Any]], str]] = [
+        ((two, {"tokenizer": words / "tokenizer_2"}), "predicts the noise or v is not in its file"),
+        ((two, {"prediction": "v"}), "the pipeline has no tokenizer: load it with"),
+        ((two, {"tokenizer": words / "tokenizer"}), "fills rows with the token 99, as the first CLIP does; OpenCLIP"),
+        ((two, {"tokenizer": tmp_path / "gone"}), "gone, which has no tokenizer"),
+        ((xl, {"tokenizer": words / "tokenizer"}), "has no tokenizer and no tokenizer_2; .*XLPipeline is read by"),
+        ((xl, {"prediction": "x0"}), "unknown prediction of a single file 'x0'"),
+    ]
+    for (path, keywords), message in cases:
+        with pytest.raises(ValueError, match=message):
+            save(load(path, **keywords), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="is a folder, which says itself"):
+        load(pipelines.MODELS / "unet_sd15", prediction="eps")
+
+
+def test_a_network_alone_in_a_file_is_a_network(tmp_path):
+    torch_like = {"x_embedder.proj.weight": np.zeros((8, 4, 2, 2), np.float32)}
+    safetensors.numpy.save_file(torch_like, tmp_path / "dit.safetensors")
+    with pytest.raises(ValueError, match="lacks pos_embed, .*it is no file of DiT's or SiT's"):
+        load(tmp_path / "dit.safetensors")
+    with pytest.raises(ValueError, match="is a network alone; neither `tokenizer` nor `prediction`"):
+        load(tmp_path / "dit.safetensors", prediction="eps")
 
 
 @pytest.mark.parametrize(
