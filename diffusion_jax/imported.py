@@ -1,7 +1,9 @@
-"""Other people's models as runs of ours: a folder that diffusers wrote becomes the folder of a run at step 0.
+"""Other people's models as runs of ours: what `pretrained.load` reads becomes the folder of a run at step 0.
 
     model_index.json             a pipeline: its parts lie in folders beside it
     config.json                  a network alone, on the path of DDPM
+    a single file                a whole model, which is first written as a pipeline, or a network alone: DiT's on the
+                                 path of DDPM, EDM's on its own
 
 The network's parameters become a checkpoint and everything else entries of the config. An autoencoder and what reads
 prompts are not trained, so they stay where they are: the config has their folder and a hash of their files.
@@ -20,10 +22,12 @@ from diffusion_jax.data.source import Info
 from diffusion_jax.experiment import make_model
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.condition import Told
-from diffusion_jax.pretrained import dit, sd3, unet
+from diffusion_jax.pretrained import dit, edm, hub, load, save, sd3, unet
 from diffusion_jax.pretrained import flux as pretrained_flux
-from diffusion_jax.pretrained.parts import INDEX, SCHEDULER, read_index
-from diffusion_jax.pretrained.schedulers import plain_recipe, read_scheduler
+from diffusion_jax.pretrained.families import with_weights
+from diffusion_jax.pretrained.parts import INDEX, SCHEDULER, Pipeline, read_index
+from diffusion_jax.pretrained.rules import Pretrained
+from diffusion_jax.pretrained.schedulers import Recipe, plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import CONFIG, identity, read_config
 from diffusion_jax.sampler import DISTILLED, make_sampler
 from diffusion_jax.training.checkpoint import Checkpoints
@@ -45,6 +49,14 @@ class Parts(NamedTuple):
     home: Path
 
 
+class Kind(NamedTuple):
+    """How a network of other people's is one of ours: its name, its keywords by config and source, its images' side."""
+
+    name: str
+    keywords: Callable[[Any, str], dict[str, Any]]
+    side: Callable[[Any], Any]
+
+
 class Network(NamedTuple):
     """A network that was read, as data: an entry of the config, and what its inputs are like."""
 
@@ -64,13 +76,54 @@ class Imported(NamedTuple):
     params: Params
 
 
-def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = "") -> Imported:
-    """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
-    parts = parts_of(Path(folder).expanduser().resolve())
+def read_imported(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    variant: str = "",
+    parts: str | Path = "",
+    tokenizer: str | Path = "",
+    prediction: str = "",
+) -> Imported:
+    """Read a folder of diffusers, a repository or a file; the network computes, and is kept, in `dtype`.
+
+    A single file of a whole model is first written as a pipeline to the folder `parts`, where what reads prompts and
+    what decodes stay; `tokenizer` and `prediction` are what it does not hold: see `pretrained.load`.
+    """
+    said = {"tokenizer": tokenizer, "prediction": prediction}
+    found, folder = None, hub.found(source)
+    if folder.is_file():
+        found = load(folder, dtype=dtype, **said)
+        if isinstance(found, Pipeline):
+            if not parts:
+                raise ValueError(f"import_weights: {source} is of a whole model: say where its `parts` are to lie.")
+            found, folder = None, save(found, parts)
+    elif any(said.values()):
+        raise ValueError(f"import_weights: --tokenizer and --prediction are of single files, and {source} is none.")
+    elif folder != Path(source).expanduser():
+        folder = _fetched(source, folder, variant)
+    return _imported(parts_of(folder.resolve()), Path(source).name, found, dtype, variant)
+
+
+def _fetched(source, folder, variant):
+    """Return the folder of a repository when it has the weights of all parts that are needed."""
+    held = read_index(folder, "import_weights")[1] if (folder / INDEX).is_file() else {"": ""}
+    for part in held:
+        if not part or part.startswith((*NETWORK, *AUTOENCODER, "text_encoder")):
+            folder = with_weights(source, part, variant=variant)
+    return folder
+
+
+def _imported(parts, name, found, dtype, variant) -> Imported:
     config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
-    config.update(lookup(PIPELINES, parts.kind, f"pipeline of {folder}")(parts, variant))
-    recipe = read_scheduler(part_of(parts, "scheduler")) if parts.kind else plain_recipe()
-    network = _network(parts, dtype, variant)
+    config.update(lookup(PIPELINES, parts.kind, f"pipeline of {parts.home}")(parts, variant))
+    if found is None:
+        folder = part_of(parts, *NETWORK)
+        read_config(folder, tuple(NETWORKS), "import_weights")
+        found = load(folder, dtype=dtype, variant=variant)
+    network, recipe = network_of(found, str(parts.home), dtype)
+    if parts.kind:
+        recipe = read_scheduler(part_of(parts, "scheduler"))
     if "tokens" in recipe.pace:
         recipe.pace["tokens"] = (network.side // network.spec.get("patch", 2)) ** 2
     names = parts.index.get("id2label") or {}
@@ -84,8 +137,8 @@ def read_imported(folder: str | Path, *, dtype: str = "float32", variant: str = 
     _follow(config, recipe, network, parts)
     pixels = config.latent.name == "none"
     shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
-    info = Info(Path(folder).name, shapes, classes, (-1.0, 1.0) if pixels else None)
-    _check(config.lock(), info, network, folder)
+    info = Info(name, shapes, classes, (-1.0, 1.0) if pixels else None)
+    _check(config.lock(), info, network, parts.home)
     return Imported(config, info, network.params)
 
 
@@ -94,6 +147,7 @@ def _follow(config, recipe, network, parts):
     for entry in ("schedule", "pace", "input"):
         config[entry] = getattr(recipe, entry)
     config.loss.prediction, config.loss.times = recipe.prediction, recipe.times
+    config.loss.weighting = recipe.weighting
     if network.learned_variance:
         config.loss = {"name": "hybrid", "steps": recipe.steps, "prediction": recipe.prediction, "vlb_weight": 1e-3}
     sampling = config.sampling
@@ -125,7 +179,9 @@ def write_imported(imported: Imported, workdir: Path) -> None:
 
 
 def parts_of(folder: Path) -> Parts:
-    """Say what lies in a folder of diffusers."""
+    """Say what lies in a folder of diffusers, or that a file is a network alone."""
+    if folder.is_file():
+        return Parts("", {}, {}, folder)
     if not (folder / INDEX).is_file():
         if not (folder / CONFIG).is_file():
             raise ValueError(
@@ -207,45 +263,22 @@ def _reading(name, told, parts, variant, count):
     return {"cond": told, "text": text}
 
 
-def _network(parts, dtype, variant) -> Network:
-    folder = part_of(parts, *NETWORK)
-    kind = read_config(folder, tuple(NETWORKS), "import_weights")["_class_name"]
-    return NETWORKS[kind](folder, dtype, variant)
+def network_of(found: Pretrained, source: str, dtype: str) -> tuple[Network, Recipe]:
+    """Return a network as the config knows it, and its path where nothing beside it says another.
 
-
-def _unet(folder, dtype, variant) -> Network:
-    read = unet.load_unet(folder, dtype=dtype, variant=variant)
-    keywords = unet.keywords_of(read.config, folder) | {"dtype": dtype}
-    return _described("unet", read, keywords, read.config.get("sample_size") or 64, folder)
-
-
-def _dit(folder, dtype, variant) -> Network:
-    read = dit.load_dit(folder, dtype=dtype, variant=variant)
-    keywords = dit.keywords_of(read.config) | {"dtype": dtype}
-    return _described("dit", read, keywords, read.config.get("sample_size") or 32, folder)
-
-
-def _sd3(folder, dtype, variant) -> Network:
-    read = sd3.load_sd3(folder, dtype=dtype, variant=variant)
-    keywords = sd3.keywords_of(read.config) | {"dtype": dtype}
-    return _described("mmdit", read, keywords, read.config.get("sample_size") or 128, folder)
-
-
-def _flux(folder, dtype, variant) -> Network:
-    read = pretrained_flux.load_flux(folder, dtype=dtype, variant=variant)
-    keywords = pretrained_flux.keywords_of(read.config) | {"dtype": dtype}
-    return _described("flux", read, keywords, read.config.get("sample_size") or 128, folder)
-
-
-def _described(name, read, keywords, side, folder) -> Network:
-    """Return a network as the config knows it: what follows from the data and from what is told is left out."""
+    What follows from the data and from what is told is left out.
+    """
+    kind = NETWORKS[found.config.get("_class_name") or found.config["model_type"]]
+    side = kind.side(found.config)
     if not isinstance(side, int):
-        raise ValueError(f"{folder}: sample_size is {side}; it must be one number. `sample` takes any size.")
-    spec = {"name": name, **keywords}
+        raise ValueError(f"{source}: sample_size is {side}; it must be one number. `sample` takes any size.")
+    spec = {"name": kind.name, **kind.keywords(found.config, source), "dtype": dtype}
     channels, out = spec.pop("channels"), spec.pop("out_channels")
     for known in ("text_width", "pooled_width", "num_classes"):
         spec.pop(known, None)
-    return Network(spec, read.params, read.module.told, side, channels, _learned(folder, channels, out))
+    module: Any = getattr(found.module, "network", found.module)
+    network = Network(spec, found.params, module.told, side, channels, _learned(source, channels, out))
+    return network, edm.recipe_of(found.config, source) if "precond" in found.config else plain_recipe()
 
 
 def _learned(folder, channels, out):
@@ -269,13 +302,24 @@ def _check(config, info, network, folder):
         )
 
 
-NETWORKS: dict[str, Callable[[Path, str, str], Network]] = {
-    "UNet2DModel": _unet,
-    "UNet2DConditionModel": _unet,
-    "DiTTransformer2DModel": _dit,
-    "Transformer2DModel": _dit,
-    "SD3Transformer2DModel": _sd3,
-    "FluxTransformer2DModel": _flux,
+def _sample_size(usual):
+    return lambda config: config.get("sample_size") or usual
+
+
+def _by_config(keywords):
+    return lambda config, source: keywords(config)
+
+
+NETWORKS = {
+    "UNet2DModel": Kind("unet", unet.keywords_of, _sample_size(64)),
+    "UNet2DConditionModel": Kind("unet", unet.keywords_of, _sample_size(64)),
+    "DiTTransformer2DModel": Kind("dit", _by_config(dit.keywords_of), _sample_size(32)),
+    "Transformer2DModel": Kind("dit", _by_config(dit.keywords_of), _sample_size(32)),
+    "SD3Transformer2DModel": Kind("mmdit", _by_config(sd3.keywords_of), _sample_size(128)),
+    "FluxTransformer2DModel": Kind("flux", _by_config(pretrained_flux.keywords_of), _sample_size(128)),
+    "DiT": Kind("dit", _by_config(dit.keywords_of_file), lambda config: config["input_size"]),
+    "SongUNet": Kind("unet", _by_config(edm.keywords_of), lambda config: config["img_resolution"]),
+    "DhariwalUNet": Kind("unet", _by_config(edm.keywords_of), lambda config: config["img_resolution"]),
 }
 
 PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {

@@ -207,21 +207,23 @@ def _prompts(encoders, tell, shapes) -> Prompts:
 def _clip(folder, end, known, *how, projects=False) -> _Encoder:
     encoder = Path(folder).expanduser() / f"text_encoder{end}"
     config = read_config(encoder, ("clip_text_model", "clip"), "text")
-    half = {"max_position_embeddings": 77, "hidden_size": 512, "projection_dim": 512} | config
+    half = {"max_position_embeddings": 77, "hidden_size": 512, "projection_dim": 512, "vocab_size": 49408} | config
     if projects and not any("WithProjection" in kind for kind in config.get("architectures", ("WithProjection",))):
         raise ValueError(f"text: {encoder} has no projection, and is no second encoder of such a pipeline.")
     if config["model_type"] == "clip":
         half |= config.get("text_config") or {}
         half["projection_dim"] = config.get("projection_dim", 512)
     length, read = half["max_position_embeddings"], _reads(load_clip_text, encoder, known, *how)
-    tokens = clip_tokens(Path(folder).expanduser() / f"tokenizer{end}", length=length)
+    home = Path(folder).expanduser() / f"tokenizer{end}"
+    tokens = clip_tokens(home, length=length, vocabulary=half["vocab_size"])
     return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, read)
 
 
 def _t5(folder, end, known, length, *how) -> _Encoder:
     encoder = Path(folder).expanduser() / f"text_encoder{end}"
-    width = read_config(encoder, ("t5", "mt5"), "text").get("d_model", 512)
-    tokens = t5_tokenizer(Path(folder).expanduser() / f"tokenizer{end}", length=length)
+    config = read_config(encoder, ("t5", "mt5"), "text")
+    width, home = config.get("d_model", 512), Path(folder).expanduser() / f"tokenizer{end}"
+    tokens = t5_tokenizer(home, length=length, vocabulary=config.get("vocab_size", 32128))
     return _Encoder(length, width, 0, tokens, _reads(load_t5, encoder, known, *how))
 
 

@@ -2,18 +2,23 @@
 
     python -m diffusion_jax import_weights --from stable-diffusion-v1-5 --to runs/sd15
     python -m diffusion_jax import_weights --from ddpm-cifar10-32 --to runs/ddpm --dtype bfloat16
+    python -m diffusion_jax import_weights --from v1-5-pruned.safetensors --tokenizer sd15/tokenizer --to runs/sd15
     python -m diffusion_jax sample --workdir runs/sd15 --config.captions="('a red cube on a table',)" \\
         --config.negative="blurry" --config.guidance.scale=7.5 --config.size="(512, 768)"
 
---from FOLDER      what diffusers writes: a pipeline with its model_index.json, or a network with its config.json
+--from SOURCE      a folder that diffusers wrote, of a pipeline or of a network; a repository of huggingface.co; or a
+                   file: of Stable Diffusion 1, 2 or XL, of EDM (.pkl), or of DiT (.pt)
 --to WORKDIR       the folder of the run, which must not hold one yet
 --dtype NAME       what the network computes, and is kept, in: float32 or bfloat16
 --variant NAME     of the files of weights, as fp16
+--tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`
+--prediction NAME  of a single file, which does not say: eps or v; it is needed of version 2 alone
 
-Nothing is downloaded, and no pickled code is run. The network's parameters are written to WORKDIR; the autoencoder and
-what reads prompts stay in FOLDER, of which the config has the paths and hashes.
+No pickled code is run. The network's parameters are written to WORKDIR; the autoencoder and what reads prompts stay
+where they are, of which the config has the paths and hashes. Of a single file they are written to WORKDIR/parts.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,11 +26,11 @@ from diffusion_jax.cli import arguments
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.nets.network import count
 
-_OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": ""}
+_OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": "", "tokenizer": "", "prediction": ""}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-    """Read the folder; return the job that writes the run."""
+    """Read what is imported, whose parts are written if they were one file; return the job that writes the run."""
     asked = arguments.options(argv, _OPTIONS)
     if not asked["from"] or not asked["to"]:
         raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
@@ -34,7 +39,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         raise ValueError(f"--to {workdir} is a file; it must be a folder, or not be there yet.")
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} holds a run already; give another --to.")
-    imported = read_imported(asked["from"], dtype=asked["dtype"], variant=asked["variant"])
+    parts, made = workdir / "parts", not workdir.exists()
+    if parts.exists():
+        raise ValueError(f"there is something at {parts}, where parts of a single file would lie; give another --to.")
+    options = {name: asked[name] for name in ("dtype", "variant", "tokenizer", "prediction")}
+    try:
+        imported = read_imported(asked["from"], parts=parts.absolute(), **options)
+    except BaseException:
+        shutil.rmtree(workdir if made else parts, ignore_errors=True)
+        raise
 
     def job():
         write_imported(imported, workdir)

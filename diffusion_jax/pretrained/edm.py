@@ -20,6 +20,7 @@ import numpy as np
 
 from diffusion_jax.nets.unet import unet
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Layout, Pretrained, Put, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.schedulers import Recipe
 from diffusion_jax.pretrained.snapshot import read_snapshot
 from diffusion_jax.pretrained.tensors import behind, check_known, of_arrays
 
@@ -63,6 +64,24 @@ def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config["dropout"],
         **(_song(config) if config["model_type"] == "SongUNet" else _ADM),
     }
+
+
+def recipe_of(config: Mapping[str, Any], source: str) -> Recipe:
+    """Return the path of a network, how it is trained and how samples are drawn; `source` is for errors."""
+    check_known(config, {"precond": ("EDMPrecond",), "sigma_data": (0.5,)}, source)
+    data = {"sigma_data": 0.5}
+    return Recipe(
+        steps=0,
+        schedule={"name": "karras", "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0},
+        pace={"name": "shift", "factor": 1.0},
+        input={"name": "edm", **data},
+        prediction={"name": "edm", **data},
+        times={"name": "log_normal_sigma", "mean": -1.2, "std": 1.2},
+        grid={"name": "karras", "rho": 7.0},
+        solver={"name": "edm"},
+        threshold={"name": "none"},
+        weighting={"name": "edm", **data},
+    )
 
 
 def table_of(config: Mapping[str, Any]) -> Table:

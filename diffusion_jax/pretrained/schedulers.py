@@ -35,6 +35,7 @@ class Recipe(NamedTuple):
     grid: dict[str, Any]
     solver: dict[str, Any]
     threshold: dict[str, Any]
+    weighting: Mapping[str, Any] = {"name": "constant"}
 
 
 def read_scheduler(folder: str | Path) -> Recipe:

@@ -35,6 +35,7 @@ from diffusion_jax.pretrained.vae import VAECall, read_vae_file
 _HEAD = 64
 _SCALES = {False: 0.18215, True: 0.13025}  # of latents, by whether it is XL
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_TRAINED = "state_dict."  # before all names, where the file is a checkpoint of training
 _CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
 _OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
 
@@ -61,6 +62,8 @@ def pipeline_of(
     `prediction` is "eps" or "v", and "" what is usual of the version; `tokenizer` is the folder of one, or where the
     version has two, a folder that holds `tokenizer` and `tokenizer_2`.
     """
+    if _present(tensors, [_TRAINED]):
+        tensors = behind(tensors, _TRAINED)
     version = next((VERSIONS[prefix] for prefix in _present(tensors, VERSIONS)), None)
     predicts = prediction or (version.predicts if version else "")
     kind = lookup(_PREDICTIONS, predicts, "prediction of a single file") if predicts else ""

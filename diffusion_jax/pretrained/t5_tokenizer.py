@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.nets import checks
-from diffusion_jax.pretrained.tokenizer import Tokens, library_for
+from diffusion_jax.pretrained.tokenizer import Tokens, check_vocabulary, library_for
 
 PAD, END = "<pad>", "</s>"
 
 
-def t5_tokenizer(folder: str | Path, *, length: int = 512) -> Callable[[Sequence[str]], Tokens]:
+def t5_tokenizer(folder: str | Path, *, length: int = 512, vocabulary: int = 0) -> Callable[[Sequence[str]], Tokens]:
     """Return a function from texts to `Tokens`: pieces, an end, and padding up to `length`.
 
-    A text that is too long loses its last pieces, not its end.
+    A text that is too long loses its last pieces, not its end. `vocabulary` is how many tokens their reader knows, if
+    that is known.
     """
     checks.whole("t5_tokenizer", 1, length=length)
     folder = Path(folder).expanduser()
@@ -36,6 +37,7 @@ def t5_tokenizer(folder: str | Path, *, length: int = 512) -> Callable[[Sequence
     pad, end = (tokenizer.token_to_id(word) for word in (PAD, END))
     if None in (pad, end):
         raise ValueError(f"t5_tokenizer: the tokenizer of {folder} has no {PAD} or no {END}; it is not T5's.")
+    check_vocabulary(tokenizer, folder, vocabulary)
     tokenizer.no_truncation()  # the file may say otherwise
     tokenizer.no_padding()
 

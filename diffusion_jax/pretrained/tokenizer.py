@@ -31,10 +31,11 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequenc
     return lambda texts: tokens(texts).ids
 
 
-def clip_tokens(folder: str | Path, *, length: int = 77) -> Callable[[Sequence[str]], Tokens]:
+def clip_tokens(folder: str | Path, *, length: int = 77, vocabulary: int = 0) -> Callable[[Sequence[str]], Tokens]:
     """Return a function from texts to `Tokens`: start, pieces, end, and what fills the rest, which is mostly ends.
 
-    A text that is too long loses its last pieces, not its end.
+    A text that is too long loses its last pieces, not its end. `vocabulary` is how many tokens their reader
+    knows, if that is known.
     """
     folder = Path(folder).expanduser()
     library = library_for("clip_tokenizer")
@@ -47,6 +48,7 @@ def clip_tokens(folder: str | Path, *, length: int = 77) -> Callable[[Sequence[s
             f"clip_tokenizer: {folder} has neither tokenizer.json nor vocab.json with merges.txt, which lie in the "
             "folder of a whole CLIP and, in a folder of Stable Diffusion, in `tokenizer`."
         )
+    check_vocabulary(tokenizer, folder, vocabulary)
     pad = _pad(folder)
     pad = pad if tokenizer.token_to_id(pad) is not None else END
     tokenizer.enable_truncation(length)
@@ -70,6 +72,16 @@ def library_for(wanted: str) -> Any:
         return importlib.import_module("tokenizers")
     except ImportError:
         raise ValueError(f"{wanted}: it needs the library `tokenizers`: pip install tokenizers.") from None
+
+
+def check_vocabulary(tokenizer: Any, folder: Path, vocabulary: int) -> None:
+    """Refuse a tokenizer of more tokens than their reader knows, if that is known."""
+    count = 1 + max(tokenizer.get_vocab().values())
+    if vocabulary and count > vocabulary:
+        raise ValueError(
+            f"text: the tokenizer of {folder} has {count} tokens, and what reads them knows {vocabulary}: they are not "
+            "of one model."
+        )
 
 
 def _cut(text, found):

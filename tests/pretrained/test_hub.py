@@ -9,8 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax import trained
+from diffusion_jax.cli.main import run
 from diffusion_jax.pretrained import hub, load
-from tests.pretrained.folders import CLIP_TEXT, stored, write
+from tests import pipelines
+from tests.pretrained.folders import CLIP_TEXT, family, stored, write
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +60,18 @@ def test_what_is_needed_is_fetched_and_no_more(library):
         path.name for path in CLIP_TEXT.glob("*.json") if path.is_file()
     }
     assert {revision for _, revision in fetched} == {"v1"}
+
+
+def test_a_repository_becomes_a_run_of_what_it_needs(library, tmp_path, capsys):
+    server, fetched = library
+    pipelines.stable_diffusion(server / "some" / "pipe")
+    family("clip_vision_model", server / "some" / "pipe" / "safety_checker")
+    assert run(["import_weights", "--from", "some/pipe", "--to", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    found = trained.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, found.params, load("some/pipe", subfolder="unet").params)
+    assert found.config.latent.folder == str(tmp_path / "got" / "vae")
+    weights = {name for name in names(fetched) if name.endswith(".safetensors")}
+    assert {name.split("/")[0] for name in weights} == {"unet", "vae", "text_encoder"}
 
 
 def test_variants_subfolders_and_old_files_are_fetched(library, monkeypatch):

@@ -23,6 +23,7 @@ from diffusion_jax.pretrained.unet import complete, keywords_of, table_of
 from diffusion_jax.pretrained.vae import ldm_table
 from tests import pipelines
 from tests.nets.tiny import stirred
+from tests.pretrained.test_weights import plain, write_zip
 
 SD = {
     "_class_name": "UNet2DConditionModel",
@@ -104,6 +105,25 @@ def whole(kind, path):
         tensors |= behind("conditioner.embedders.0.transformer.", openai)
         tensors |= behind("conditioner.embedders.1.model.", openclip(reader(3, 12, "gelu")))
     safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+def fitting(path):
+    """Write a whole model of version 1 whose parts fit each other and the tokenizer of tiny pipelines."""
+    config = complete(KINDS["1"] | {"in_channels": 4, "cross_attention_dim": 64}, "the test")
+    x, t, text = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 2, 2, 4), (1,), (1, 1, 64)))
+    network = stirred(initialize(unet(**keywords_of(config, "the test")), jax.random.key(0), (x, t, {"text": text})))
+    sizes: dict[str, Any] = WORDS | {"vocabulary": 100, "length": 16, "end": 99}
+    words = clip_text(**sizes, depth=1, projection=0, feed="quick_gelu")
+    heard = stirred(initialize(words, jax.random.key(1), (jax.ShapeDtypeStruct((1, 1), jnp.int32),)))
+    tensors = behind("model.diffusion_model.", export(unet_table(config), network))
+    tensors |= behind("first_stage_model.", export(ldm_table((32, 64)), autoencoder()))
+    tensors |= behind("cond_stage_model.transformer.", export(TEXT, heard))
+    if path.suffix == ".ckpt":
+        found, storages = plain(tensors)
+        write_zip(path, {"state_dict": found, "global_step": 7}, storages)
+    else:
+        safetensors.numpy.save_file(tensors, path)
     return path
 
 
