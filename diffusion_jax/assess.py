@@ -224,7 +224,7 @@ def _compare(batches, request, side, model):
     """Measure a model's images by their features, and by those of what they were told."""
 
     def told(places):
-        captions = captions_of(model.config, places)
+        captions = captions_of(model.config, model.model, places)
         return {kind: embed(captions) for kind, embed in request.texts.items()}
 
     return _gathered(map(coloured, batches), request, side, told)[1]

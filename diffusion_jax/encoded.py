@@ -1,8 +1,8 @@
 """A data set encoded once: an autoencoder costs more than a step of training should pay.
 
 What is written is y = (z - mean) / std of `denoisers.latent`, which is what is diffused, with labels and captions as
-they were. Beside it lies what was measured of it: the mean and the spread of each channel, which are near 0 and 1 if
-the autoencoder was made for such images.
+they were, and hints, which are images, in uint8. Beside it lies what was measured of it: the mean and the spread of
+each channel, which are near 0 and 1 if the autoencoder was made for such images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from diffusion_jax.codecs import Codec
 from diffusion_jax.data import make_evaluation
 from diffusion_jax.data.array import note, write_npz, write_records
 from diffusion_jax.data.pipeline import Pipeline
-from diffusion_jax.data.source import Source
+from diffusion_jax.data.source import Info, Source
 from diffusion_jax.devices import layout
 from diffusion_jax.evaluation import moments
 
-ENTRIES = ("x", "label", "caption")
+ENTRIES = ("label", "caption")
 
 
 class Encoding(NamedTuple):
@@ -55,6 +55,13 @@ def encode(asked: Encoding, out: Path, **about: Any) -> dict[str, Any]:
     return noted
 
 
+def hinted(name: str, info: Info, unit: Any) -> tuple[Any, ...]:
+    """Return the transforms that follow a crop where an image is a hint: its edges if it has none, `unit`, and it."""
+    find = ({"name": "edges"},) if name == "edges" and "edges" not in info.shapes else ()
+    channels = 1 if find else (info.shapes.get(name) or (0,))[-1]
+    return (*find, unit, {"name": "hint", "of": name, "channels": channels})
+
+
 def images(asked: Encoding) -> Pipeline:
     """Return the batches of images that will be encoded; those that the autoencoder does not take are refused."""
     data = make_evaluation(asked.source, asked.transforms, batch_size=asked.batch_size)
@@ -75,7 +82,9 @@ def batches(asked: Encoding) -> Iterator[dict[str, Any]]:
     params = jax.device_put(codec.params(), place.whole)
     run = jax.jit(lambda params, x: codec.ways(params).encode(x))
     for batch in tqdm(data, desc="encoded", unit="batch", total=len(data), disable=None):
-        for x in (batch["x"], batch["x"][:, :, ::-1])[: 1 + asked.mirrored]:
-            encoded = np.asarray(run(params, jax.device_put(x, place.split)), np.float32)
-            rest = {name: batch[name] for name in ENTRIES if name in batch}
-            yield {name: value[batch["valid"]] for name, value in (rest | {"x": encoded}).items()}
+        for turn in (1, -1)[: 1 + asked.mirrored]:
+            encoded = run(params, jax.device_put(batch["x"][:, :, ::turn], place.split))
+            found = {"x": np.asarray(encoded, np.float32)} | {name: batch[name] for name in ENTRIES if name in batch}
+            if "hint" in batch:
+                found["hint"] = np.round(batch["hint"][:, :, ::turn] * 255).astype(np.uint8)
+            yield {name: value[batch["valid"]] for name, value in found.items()}

@@ -122,14 +122,14 @@ def drawn_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
 def conditions(config: Any, model: Model, indices: Any, *, hints: Any = None) -> dict[str, Any]:
     """Return what the samples of these global indices are told: their label, their caption's text, their hint.
 
-    `hints` stand for those that are read, where the data are not at hand.
+    `hints` stand for those that are read, where the data are not at hand; label and caption must then be given.
     """
     told = {}
     if "label" in model.told:
         told["label"] = jnp.asarray(labels_of(config, model, indices), jnp.int32)
     if "hint" in model.told:
-        told["hint"] = jnp.asarray(_hints(config, indices) if hints is None else hints)
-    told |= _texts(model, captions_of(config, indices))
+        told["hint"] = jnp.asarray(_steering(config, indices)["hint"] if hints is None else hints)
+    told |= _texts(model, captions_of(config, model, indices))
     guidance = config["sampling"]["guidance"]
     if "guidance" in told and guidance["name"] == DISTILLED:
         told["guidance"] = jnp.full(len(indices), guidance["scale"], jnp.float32)
@@ -144,13 +144,19 @@ def unconditional(config: Any, model: Model, cond: Any) -> dict[str, Any]:
 
 
 def labels_of(config: Any, model: Model, indices: Any) -> Any:
-    """Return the labels of the samples of these global indices: `sampling.label`, or all classes in turn."""
+    """Return the labels of samples by global index: `sampling.label`, those of their hints, or all classes in turn."""
     label = config["sampling"]["label"]
+    if label == -1 and "hint" in model.told and "label" in (shown := _steering(config, indices)):
+        return shown["label"]
     return indices % model.classes if label == -1 else np.full(len(indices), label)
 
 
-def captions_of(config: Any, indices: Any) -> list[str]:
-    """Return the captions of the samples of these global indices: those of `sampling.captions` in turn."""
+def captions_of(config: Any, model: Model, indices: Any) -> list[str]:
+    """Return the captions of samples by global index: `sampling.captions` in turn, or those of their hints."""
+    if not config["sampling"]["captions"] and "hint" in model.told:
+        shown = _steering(config, indices)
+        if "caption" in shown:
+            return list(map(str, shown["caption"]))
     captions = _captions(config["sampling"])
     return [captions[index % len(captions)] for index in indices]
 
@@ -187,19 +193,25 @@ def check_hints(config: Any, model: Model) -> None:
     """Refuse hints that cannot be read, or that are of another shape than those of training."""
     if "hint" not in model.told:
         return
-    found, wanted = _hints(config, np.zeros(1, int)).shape[1:], model.told["hint"].shape
+    found, wanted = _steering(config, np.zeros(1, int))["hint"].shape[1:], model.told["hint"].shape
     if found != wanted:
         raise ValueError(f"config.sampling.hints gives hints of shape {found}; those of training are {wanted}.")
 
 
-def _hints(config, indices):
-    """Return what steers the samples of these global indices: the hint of the example of that number, as it is."""
+def _steering(config, indices):
+    """Return what steers the samples of these global indices: the examples of those numbers, as they are."""
     specs = [{"name": one} if isinstance(one, str) else dict(one) for one in config["transforms"]]
     kept = [_CENTRED.get(one["name"], lambda **same: same)(**one) for one in specs]
-    kept = [one for one in kept if one["name"] in (*RESIZING, "to_unit", "hint")]
+    kept = [one for one in kept if one["name"] in (*RESIZING, "to_unit", "edges", "hint")]
     source = config["sampling"]["hints"] or config["data"]
     source = source.to_dict() if hasattr(source, "to_dict") else source
-    return examples(_source(json.dumps(source)), kept, indices)["hint"]
+    return _examples(json.dumps(source), json.dumps(kept), tuple(map(int, indices)))
+
+
+@functools.lru_cache(maxsize=2)
+def _examples(source, transforms, indices):
+    """Return examples, which are asked for their hints, their labels and their captions."""
+    return examples(_source(source), json.loads(transforms), np.asarray(indices))
 
 
 @functools.lru_cache(maxsize=2)

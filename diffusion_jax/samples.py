@@ -87,7 +87,7 @@ def told_of(model: Trained, samples: np.ndarray) -> Drawn:
     """Say beside the first samples of a model what each was told."""
     places, told = np.arange(len(samples)), model.model.told
     labels = labels_of(model.config, model.model, places) if "label" in told else None
-    return Drawn(samples, labels, captions_of(model.config, places) if "text" in told else None)
+    return Drawn(samples, labels, captions_of(model.config, model.model, places) if "text" in told else None)
 
 
 def check_sampling(trained: Trained) -> None:

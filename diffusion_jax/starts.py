@@ -4,6 +4,7 @@ An entry named "inherited" is that of the run that `start` names, with the other
 
     start    {"name": "run", "folder": "runs/sd15"}
     network  {"name": "inherited", "dtype": "bfloat16"}     its network, computing in bfloat16
+    cond     {"name": "inherited", "also": ("hint",)}       what it is told, and hints
 """
 
 from collections.abc import Callable
@@ -102,6 +103,8 @@ def _resolved(values, parent, path):
     if parent is None:
         raise ValueError(f"config{path} is inherited, and the run that config.start names has none.")
     more = {key: value for key, value in values.items() if key != "name"}
+    if more.keys() == {"also"} and isinstance(parent, tuple | list):
+        return (*parent, *(word for word in more["also"] if word not in parent))
     if more and not isinstance(parent, dict):
         raise ValueError(f"config{path} is inherited and has keywords, {more}, but what it inherits is {parent}.")
     return {**parent, **more} if more else parent

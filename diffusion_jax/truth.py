@@ -68,7 +68,9 @@ def surplus(source: Density, model: Trained, *, steps: int = 50) -> float:
 def _told_shapes(source, model):
     if not isinstance(source, Shapes) or not {"label", "text"} & model.model.told.keys():
         raise ValueError("agreement is known for models of `shapes` that are told a label or a caption.")
-    if "label" not in model.model.told and not any(captions_of(model.config, range(model.config.sampling.count))):
+    if "label" not in model.model.told and not any(
+        captions_of(model.config, model.model, range(model.config.sampling.count))
+    ):
         raise ValueError("agreement asks what captions say; give some: --config.captions=\"('a red circle',)\".")
 
 

@@ -14,11 +14,13 @@ from diffusion_jax.cli.main import run
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import changed, load_config
 from diffusion_jax.data import make_source
-from diffusion_jax.encoded import Encoding, encode
+from diffusion_jax.data.pipeline import examples
+from diffusion_jax.encoded import Encoding, encode, hinted
 from diffusion_jax.experiment import make_training, start
 from diffusion_jax.imported import read_imported, write_imported
+from diffusion_jax.launch.work import sampling_work
 from diffusion_jax.prompts import hear
-from diffusion_jax.sampler import check_hints, conditions, make_sampler
+from diffusion_jax.sampler import captions_of, check_hints, conditions, make_sampler
 from diffusion_jax.starts import STARTS, inherited, make_start
 from diffusion_jax.trained import load
 from diffusion_jax.training.step import make_train_step
@@ -116,6 +118,8 @@ def test_what_cannot_be_inherited_is_refused(parent):
         (["--side=15", "--data=shapes"], "sides that are multiples of 2"),
         (["--side=16", "--data=shapes", "--out=latents.zip"], "must end in .array_record or .npz"),
         (["--side=16", "--data=shapes", "--latent=vae"], "and not both"),
+        (["--side=16", "--data=shapes", "--hint=mask"], "hint: examples of 'shapes' have no 'mask'"),
+        (["--side=16", "--data=shapes", "--hint=edge"], "unknown image of a hint 'edge'. Did you mean 'edges'"),
     ],
 )
 def test_mistakes_in_encoding_are_answered_in_one_line(parent, tmp_path, capsys, more, words):
@@ -156,6 +160,70 @@ def test_what_is_held_stays_and_what_is_trained_begins_without_effect(parent, na
     moved = [np.abs(pair["b"]).max() for pair in jax.device_get(after.params["lora"]).values()]
     assert len(moved) > 4 and min(moved) > 0
     assert all(np.abs(pair["b"]).max() == 0 for pair in state.params["lora"].values())
+
+
+@pytest.fixture(scope="module")
+def steered(parent):
+    """A config of latents with hints, which a control network reads beside the imported run."""
+    codec = make_codec(load(parent / "run").config.latent)
+    assert codec is not None
+    source = make_source({**SHAPES, "side": 20})
+    transforms = ({"name": "adm_crop", "side": 16}, *hinted("edges", source.info, {"name": "to_unit"}))
+    encode(Encoding(source, transforms, codec, batch_size=4, mirrored=True), parent / "edges.npz", side=16)
+    values = {"start.folder": str(parent / "run"), "data.path": str(parent / "edges.npz"), "training.batch_size": 4}
+    values |= {"adapter.hint_widths": (16, 32), "training.rate": {"name": "constant", "peak": 0.01, "warmup": 0}}
+    return inherited(changed(runpy.run_path(str(CONTROL))["get_config"](), values))
+
+
+def test_hints_go_with_their_latents(parent, steered):
+    """Cut and turned as the image is, and found in what was cut."""
+    found, images = make_source(steered.data), make_source({**SHAPES, "side": 20})
+    crop = ({"name": "adm_crop", "side": 16}, {"name": "edges"})
+    wanted = examples(images, crop, np.arange(6))["edges"]
+    for place, number, turn in ((0, 0, 1), (4, 0, -1), (7, 3, -1), (9, 5, 1), (11, 5, -1)):
+        np.testing.assert_array_equal(found[place]["hint"], wanted[number][:, ::turn])
+        assert found[place]["hint"].dtype == np.uint8 and found[place]["hint"].shape == (16, 16, 1)
+        assert found[place]["caption"] == images[number]["caption"]
+    assert 0 < wanted.mean() / 255 < 0.5
+
+
+def test_an_imported_model_is_steered_and_begins_as_it_was(parent, steered):
+    training, imported = make_training(steered), load(parent / "run")
+    state = start(steered, training)
+    jax.tree.map(np.testing.assert_array_equal, state.params["network"], imported.params)
+    batch = hear(training.model.prompts, training.batches[0], training.model.told)
+    assert batch["cond"]["hint"].shape == (4, 16, 16, 3) and set(np.unique(batch["cond"]["hint"])) <= {0.0, 1.0}
+    x, t, text = batch["x"], np.full(4, 0.3, np.float32), batch["cond"]["text"]
+    with_hint = jax.jit(training.model.apply)(state.params, x, t, batch["cond"])
+    alone = jax.jit(imported.model.apply)(imported.params, x, t, {"text": text})
+    np.testing.assert_allclose(with_hint, alone, atol=5e-6)  # it is another program
+    step = jax.jit(make_train_step(training.loss_fn, training.optimizer, training.averages))
+    after = step(step(state, batch)[0], batch)[0]
+    jax.tree.map(np.testing.assert_array_equal, after.params["network"], state.params["network"])
+    moved = jax.jit(training.model.apply)(after.params, x, t, batch["cond"])
+    other = jax.jit(training.model.apply)(after.params, x, t, batch["cond"] | {"hint": 1 - batch["cond"]["hint"]})
+    assert np.abs(moved - alone).max() > 1e-4 and np.abs(moved - other).max() > 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:the caption .* is too long")
+def test_samples_are_told_the_captions_of_their_hints(steered):
+    model, source = make_training(steered).model, make_source(steered.data)
+    places = np.array([7, 2])
+    assert captions_of(steered, model, places) == [source[place]["caption"] for place in places]
+    found = conditions(steered, model, places)["hint"]
+    np.testing.assert_array_equal(found[..., :1], np.stack([source[place]["hint"] for place in places]) / 255)
+    asked = changed(steered, {"sampling.captions": ("a cat",)})
+    assert captions_of(asked, model, places) == ["a cat", "a cat"]
+
+
+def test_a_hint_of_another_size_than_the_image_is_refused(steered):
+    with pytest.raises(ValueError, match="of shape .* it must be"):
+        make_training(changed(steered, {"adapter.hint_widths": (16, 32, 64)}))
+
+
+def test_such_a_run_is_planned(steered):
+    work = sampling_work(changed(steered, {"sampling.batch_size": 1, "sampling.steps": 2}), jax.devices()[:1])
+    assert work.build(1).flops > 0
 
 
 def test_a_sample_is_steered_by_the_hint_of_its_number():
@@ -223,11 +291,13 @@ def test_what_cannot_be_steered_is_refused(changes, words):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the caption .* is too long")
 def test_the_commands_lead_from_a_pipeline_to_a_model_of_other_pictures(tmp_path):
     """Import, encode, train from there, and sample."""
     source, root = pipelines.stable_diffusion(tmp_path / "sd"), tmp_path
     assert run(["import_weights", "--from", str(source), "--to", str(root / "run")]) == 0
     told = ["--side=16", "--data", str(SHAPES), "--out", str(root / "latents.array_record"), "--batch_size=8"]
+    told += ["--hint=edges"]
     assert run(["encode", "--workdir", str(root / "run"), *told]) == 0
     words = {"start.folder": root / "run", "data.path": root / "latents.array_record", "training.batch_size": 8}
     words |= {"training.steps": 2, "sampling.steps": 2, "sampling.count": 4, "training.tensorboard": False}
@@ -235,4 +305,9 @@ def test_the_commands_lead_from_a_pipeline_to_a_model_of_other_pictures(tmp_path
     assert run(["train", "--config", str(CONFIG), "--workdir", str(root / "tuned"), *flags]) == 0
     assert run(["sample", "--workdir", str(root / "tuned"), "--config.captions=('a red circle',)"]) == 0
     with np.load(root / "tuned" / "samples" / "samples.npz") as saved:
+        assert saved["samples"].shape == (4, 16, 16, 3)
+    flags.append("--config.adapter.hint_widths=(16, 32)")
+    assert run(["train", "--config", str(CONTROL), "--workdir", str(root / "steered"), *flags]) == 0
+    assert run(["sample", "--workdir", str(root / "steered")]) == 0
+    with np.load(root / "steered" / "samples" / "samples.npz") as saved:
         assert saved["samples"].shape == (4, 16, 16, 3)

@@ -11,6 +11,8 @@
 --side N            images are shrunk and cropped to N by N
 --out FILE          an .array_record, or an .npz that is held in memory
 --mirrored          add the mirror image of every image
+--hint NAME         write an image beside the latents that steers a control network: edges, mask, x itself, or the hint
+                    that a source of images has, as `folder` with `hints`; edges are found where the source has none
 --batch_size N      images that are encoded at once, by default 16
 
 What is written are examples with their labels and captions, and beside them the statistics of their latents.
@@ -23,10 +25,19 @@ from typing import Any
 from diffusion_jax.cli import arguments
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.data import make_source
-from diffusion_jax.encoded import Encoding, encode, images
+from diffusion_jax.encoded import Encoding, encode, hinted, images
 from diffusion_jax.workdir import plain, read_config
 
-_OPTIONS = {"workdir": "", "latent": "", "data": "", "side": 0, "out": "", "mirrored": False, "batch_size": 16}
+_OPTIONS = {
+    "workdir": "",
+    "latent": "",
+    "data": "",
+    "side": 0,
+    "out": "",
+    "mirrored": False,
+    "batch_size": 16,
+    "hint": "",
+}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -53,12 +64,14 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     if codec is None:
         raise ValueError(f"the run in {asked['workdir']} has no autoencoder: its config.latent is none. Give --latent.")
     data = arguments.entry(asked["data"])
-    transforms = ({"name": "adm_crop", "side": side}, {"name": "to_unit"})
-    encoding = Encoding(make_source(data), transforms, codec, asked["batch_size"], asked["mirrored"])
+    source = make_source(data)
+    crop, unit = {"name": "adm_crop", "side": side}, {"name": "to_unit"}
+    transforms = (crop, *hinted(asked["hint"], source.info, unit)) if asked["hint"] else (crop, unit)
+    encoding = Encoding(source, transforms, codec, asked["batch_size"], asked["mirrored"])
     images(encoding)  # says its errors
 
     def job():
-        noted = encode(encoding, out, latent=plain(latent), data=plain(data), side=side)
+        noted = encode(encoding, out, latent=plain(latent), data=plain(data), side=side, hint=asked["hint"])
         for name in ("mean", "std"):
             print(f"{name:<6}", *(f"{value:8.3f}" for value in noted[name]))
         print(f"wrote {noted['count']} examples to {out}")

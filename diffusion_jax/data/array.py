@@ -25,7 +25,7 @@ import numpy as np
 from diffusion_jax.data.source import BYTES, Example, Info, place
 from diffusion_jax.files import replacing
 
-ENTRIES = ("x", "label", "caption", "mask", "edges")
+ENTRIES = ("x", "label", "caption", "mask", "edges", "hint")
 TEXT = "str"
 
 

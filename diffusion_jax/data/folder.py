@@ -3,6 +3,7 @@
     photos/cats/1.png  photos/cats/1.txt  photos/dogs/2.jpg        classes "cats" and "dogs", a caption for the first
     photos/captions.json   {"cats/1.png": "a cat", ...}
     photos/captions.jsonl  {"file": "cats/1.png", "caption": "a cat"} on each line
+    hints/cats/1.png  hints/dogs/2.png                             images that steer, each as large as its own
 
 Files are taken in the order of their names. An image that cannot be read is replaced by the next one that can, with
 that one's label and caption, so that number and order of the examples never depend on who reads them; each such file
@@ -29,8 +30,16 @@ CAPTION_FILES = ("captions.json", "captions.jsonl")
 class Folder:
     """A source of the images below a folder: uint8, RGB, each of its own size, upright, on white if transparent."""
 
-    def __init__(self, *, root: Path, files: list[str], captions: Mapping[str, str] | None, max_corrupt: int):
-        self._root, self._files, self._captions = root, files, captions
+    def __init__(
+        self,
+        *,
+        root: Path,
+        files: list[str],
+        captions: Mapping[str, str] | None,
+        max_corrupt: int,
+        hints: Mapping[str, Path] | None = None,
+    ):
+        self._root, self._files, self._captions, self._hints = root, files, captions, hints
         self._max_corrupt, self._corrupt = max_corrupt, {}
         owners = [file.split("/")[0] if "/" in file else "" for file in files]
         classes = tuple(sorted(set(owners)))
@@ -45,6 +54,8 @@ class Folder:
             shapes["label"] = ()
         if captions is not None:
             shapes["caption"] = ()
+        if hints is not None:
+            shapes["hint"] = (None, None, 3)
         self.info = Info("folder", shapes, classes if "label" in shapes else (), BYTES)
 
     @property
@@ -69,7 +80,20 @@ class Folder:
             example["label"] = self._labels[index]
         if self._captions is not None:
             example["caption"] = self._captions[self._files[index]]
+        if self._hints is not None:
+            example["hint"] = self._hint(self._files[index], x.shape)
         return example
+
+    def _hint(self, file, shape):
+        """Return the hint of an image, which must be as large."""
+        assert self._hints is not None
+        hint = upright(self._hints[file])
+        if hint.shape != shape:
+            raise ValueError(
+                f"folder: the hint {self._hints[file]} is {hint.shape[0]} x {hint.shape[1]}, and its image {file} is "
+                f"{shape[0]} x {shape[1]}; they must be of one size."
+            )
+        return hint
 
     def _pixels(self, file):
         """Return one image's pixels, or None if it cannot be read and may be skipped."""
@@ -89,16 +113,15 @@ class Folder:
             return None
 
 
-def folder(*, path: str | os.PathLike, max_corrupt: int = 0) -> Folder:
-    """Read the images below `path`; at most `max_corrupt` unreadable ones are skipped."""
+def folder(*, path: str | os.PathLike, max_corrupt: int = 0, hints: str | os.PathLike = "") -> Folder:
+    """Read the images below `path`; at most `max_corrupt` unreadable ones are skipped.
+
+    Below `hints` lie images of the same names, whatever their endings, that steer a control network.
+    """
     root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(f"folder: {root} is not a folder.")
-    found = (Path(where, name) for where, _, names in os.walk(root, followlinks=True) for name in names)
-    files = sorted(file.relative_to(root).as_posix() for file in found if file.suffix.lower() in SUFFIXES)
-    if not files:
-        raise ValueError(f"folder: no image below {root}; it looks for {', '.join(SUFFIXES)}.")
-    return Folder(root=root, files=files, captions=_captions(root, files), max_corrupt=max_corrupt)
+    files = _images_below(root)
+    steering = _hints(Path(hints).expanduser(), files) if hints else None
+    return Folder(root=root, files=files, captions=_captions(root, files), max_corrupt=max_corrupt, hints=steering)
 
 
 def upright(file: str | os.PathLike) -> np.ndarray:
@@ -109,6 +132,26 @@ def upright(file: str | os.PathLike) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return np.asarray(image.convert("RGB"))
+
+
+def _images_below(root):
+    """List the images below a folder by their names from there, in order."""
+    if not root.is_dir():
+        raise ValueError(f"folder: {root} is not a folder.")
+    found = (Path(where, name) for where, _, names in os.walk(root, followlinks=True) for name in names)
+    files = sorted(file.relative_to(root).as_posix() for file in found if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"folder: no image below {root}; it looks for {', '.join(SUFFIXES)}.")
+    return files
+
+
+def _hints(root, files):
+    """Return each image's hint."""
+    named = {Path(file).with_suffix("").as_posix(): root / file for file in _images_below(root)}
+    missing = [file for file in files if Path(file).with_suffix("").as_posix() not in named]
+    if missing:
+        raise ValueError(f"folder: {len(missing)} of {len(files)} images have no hint in {root}, like '{missing[0]}'.")
+    return {file: named[Path(file).with_suffix("").as_posix()] for file in files}
 
 
 def _captions(root, files):

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.data import pixels
 from diffusion_jax.data.augment import augment
+from diffusion_jax.data.edges import edges_of
 from diffusion_jax.data.source import BYTES, Info
 from diffusion_jax.data.transform import IMAGES, Transform, check_entry, check_images, check_rate, on_images
 from diffusion_jax.data.words import words
@@ -130,8 +131,22 @@ def drop_caption(info: Info, *, rate: float = 0.1) -> Transform:
     return Transform("drop_caption", info, apply, random=True)
 
 
+def edges(info: Info, *, low: float = 100.0, high: float = 200.0) -> Transform:
+    """Add the `edges` of an image, white on black: see `data.edges`."""
+    check_images(info, "edges")
+    if info.range != BYTES:
+        raise ValueError(f"edges: images of '{info.name}' are not in uint8; put it before to_unit.")
+    if not 0 <= low <= high:
+        raise ValueError(f"edges: low is {low} and high is {high}; they must be 0 <= low <= high.")
+
+    def apply(example, draw):
+        return example | {"edges": np.uint8(255) * edges_of(example["x"], low, high)[..., None]}
+
+    return Transform("edges", info._replace(shapes={**info.shapes, "edges": (*info.shapes["x"][:2], 1)}), apply)
+
+
 def hint(info: Info, *, of: str = "edges", channels: int = 3) -> Transform:
-    """Copy an image, `edges`, `mask` or `x` itself, into the entry `hint`, in [0, 1].
+    """Copy an image, `edges`, `mask`, `x` itself or a `hint` that is there, into the entry `hint`, in [0, 1].
 
     An image of one channel is repeated to `channels`.
     """
@@ -140,11 +155,12 @@ def hint(info: Info, *, of: str = "edges", channels: int = 3) -> Transform:
     height, width, found = info.shapes[of]
     if found not in (1, channels):
         raise ValueError(f"hint: '{of}' has {found} channels; they must be 1, or the {channels} that are asked for.")
-    if info.range != (-1.0, 1.0):
+    if info.range != (-1.0, 1.0) and of != "hint":
         raise ValueError(f"hint: images of '{info.name}' are not in [-1, 1]; put to_unit before.")
 
     def apply(example, draw):
-        return example | {"hint": np.repeat((example[of] + np.float32(1)) / np.float32(2), channels // found, -1)}
+        image = pixels.to_unit(example[of]) if example[of].dtype == np.uint8 else example[of]
+        return example | {"hint": np.repeat((image + np.float32(1)) / np.float32(2), channels // found, -1)}
 
     return Transform("hint", info._replace(shapes={**info.shapes, "hint": (height, width, channels)}), apply)
 
@@ -226,6 +242,7 @@ TRANSFORMS = {
     "drop_caption": drop_caption,
     "augment": augment,
     "words": words,
+    "edges": edges,
     "hint": hint,
     "keep": keep,
     "condition": condition,

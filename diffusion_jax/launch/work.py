@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from diffusion_jax.config import changed
 from diffusion_jax.data.blank import blank
 from diffusion_jax.devices import BATCH, layout
 from diffusion_jax.experiment import Training, make_training, state_shapes
@@ -94,7 +95,8 @@ def sampling_work(config: Any, devices: Sequence[Any]) -> Work:
     def build(batch):
         draw, place = jax.jit(make_sampler(config, model, info)), layout(batch, here)
         hints = np.zeros((batch, *model.told["hint"].shape), np.float32) if "hint" in model.told else None
-        cond = conditions(config, model, np.arange(batch), hints=hints)
+        said = config if hints is None else changed(config, {"sampling.captions": ("",), "sampling.label": 0})
+        cond = conditions(said, model, np.arange(batch), hints=hints)
         whole = state_shapes(config, training).params, jax.random.key(0)
         params, key = jax.tree.map(lambda leaf: _shape(leaf, place.whole), whole)
         indices, cond = jax.tree.map(lambda leaf: _shape(leaf, place.split), (jnp.arange(batch), cond))

@@ -144,3 +144,20 @@ def test_bad_folders_are_refused_with_a_reason(tmp_path):
     (tmp_path / "captions.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match="is not of the form"):
         folder(path=tmp_path)
+
+
+def test_hints_are_the_images_of_the_same_names_elsewhere(tmp_path):
+    write(tmp_path / "photos", ["a/1.jpg", "b/2.png"])
+    write(tmp_path / "hints", ["b/2.webp", "other.png", "a/1.png"])
+    source = folder(path=tmp_path / "photos", hints=tmp_path / "hints")
+    assert [int(source[place]["hint"].mean()) for place in (0, 1)] == [20, 0]
+    assert source[0]["hint"].shape == source[0]["x"].shape and source.info.shapes["hint"] == (None, None, 3)
+    (tmp_path / "hints" / "b" / "2.webp").unlink()
+    with pytest.raises(ValueError, match="1 of 2 images have no hint in .*hints, like 'b/2.png'"):
+        folder(path=tmp_path / "photos", hints=tmp_path / "hints")
+    write(tmp_path / "hints", ["b/2.png"], size=(3, 5))
+    source = folder(path=tmp_path / "photos", hints=tmp_path / "hints")
+    with pytest.raises(ValueError, match="2.png is 3 x 5, and its image b/2.png is 6 x 5"):
+        source[1]
+    with pytest.raises(ValueError, match="folder: .*gone is not a folder"):
+        folder(path=tmp_path / "photos", hints=tmp_path / "gone")

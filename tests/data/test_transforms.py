@@ -24,6 +24,7 @@ SPECS = {
     "drop_caption": {},
     "augment": {},
     "words": {},
+    "edges": {"low": 100.0, "high": 200.0},
     "hint": {},
     "keep": {"entries": ("x", "label")},
     "condition": {"entries": ("label", "caption")},

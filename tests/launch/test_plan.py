@@ -150,6 +150,6 @@ def test_the_compiler_for_tpus_compiles_the_real_step():
 
 @pytest.mark.slow
 def test_the_compiler_for_tpus_says_what_does_not_fit():
-    config = changed(load_config(str(CONFIGS / "imagenet256_dit.py")), {"training.batch_size": 64})
-    one = training_work(config, devices_of("v5e:4x4")).build(64)
+    config = changed(load_config(str(CONFIGS / "imagenet256_dit.py")), {"training.batch_size": 1024})
+    one = training_work(config, devices_of("v5e:4x4")).build(1024)
     assert not one.fits and one.there is not None and one.needed > one.there > 15 * GIB
