@@ -93,11 +93,15 @@ def read_imported(
     said = {"tokenizer": tokenizer, "prediction": prediction}
     found, folder = None, hub.found(source)
     if folder.is_file():
-        found = load(folder, dtype=dtype, **said)
+        if variant:
+            raise ValueError(f"import_weights: --variant is of files in folders, and {source} is a file; leave it out.")
+        found = load(folder, **said)
         if isinstance(found, Pipeline):
             if not parts:
                 raise ValueError(f"import_weights: {source} is of a whole model: say where its `parts` are to lie.")
             found, folder = None, save(found, parts)
+        elif dtype != "float32":
+            found = load(folder, dtype=dtype)
     elif any(said.values()):
         raise ValueError(f"import_weights: --tokenizer and --prediction are of single files, and {source} is none.")
     elif folder != Path(source).expanduser():

@@ -14,8 +14,9 @@ from diffusion_jax.cli.main import run
 from diffusion_jax.config import changed
 from diffusion_jax.denoisers.network import make_denoiser
 from diffusion_jax.denoisers.precondition import precondition
-from diffusion_jax.imported import NETWORKS, network_of
+from diffusion_jax.imported import NETWORKS, network_of, read_imported
 from diffusion_jax.pretrained import dit
+from diffusion_jax.pretrained.tensors import open_tensors
 from diffusion_jax.process.schedules import karras
 from diffusion_jax.sampler import conditions, make_sampler
 from diffusion_jax.trained import load
@@ -103,12 +104,23 @@ def test_a_file_of_dits_authors_is_a_run(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("wrote a run of")
 
 
+def test_what_a_network_is_kept_in_is_of_it_alone(tmp_path):
+    """The parts of a single file stay as exact as they came."""
+    file, words = fitting(tmp_path / "sd.safetensors"), tmp_path / "words"
+    pipelines.tokenizer(words)
+    imported = read_imported(file, parts=tmp_path / "parts", tokenizer=words, dtype="bfloat16")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(imported.params)} == {"bfloat16"}
+    for part in ("vae", "text_encoder", "unet"):
+        assert {str(dtype) for dtype in open_tensors(tmp_path / "parts" / part).dtypes.values()} == {"float32"}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ((), "the pipeline has no tokenizer"),
         (("--tokenizer", "gone"), "gone, which has no tokenizer"),
         (("--tokenizer", "words", "--prediction", "x0"), "unknown prediction of a single file 'x0'"),
+        (("--tokenizer", "words", "--variant", "fp16"), "--variant is of files in folders, and sd.safetensors is"),
         (("--tokenizer", "many"), "tokenizer has 101 tokens, and what reads them knows 100"),
     ],
 )
