@@ -51,4 +51,5 @@ def get_config(mode: str = "") -> Any:
         config.training.averages = {}
         config.sampling.average = "params"
         config.sampling.guidance = {"name": "none"}
+    config.sampling.captions = ()  # those of the hints
     return config.lock()
