@@ -41,6 +41,7 @@ def get_config(mode: str = "") -> Any:
         "shortcut": "projected",
         "dropout": 0.13,
         "groups": 32,
+        "join": "waves",
         "time": {"name": "positional", "time_scale": 1.0},
     }
     config.training.steps = 200 * MILLION // 512

@@ -77,17 +77,22 @@ def test_a_single_file_is_the_run_of_its_folder(ending, tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_a_file_of_edm_is_a_run_on_its_own_path(tmp_path, capsys):
-    file = written(tmp_path, pickled(KEYWORDS["song"], answered("song")[0].weights))
+@pytest.mark.parametrize("kind", ["song", "ncsnpp"])
+def test_a_file_of_edm_is_a_run_on_its_own_path(kind, tmp_path, capsys):
+    file = written(tmp_path, pickled(KEYWORDS[kind], answered(kind)[0].weights))
     assert run(["import_weights", "--from", str(file), "--to", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     model, read = load(tmp_path / "run"), pretrained.load(file)
     schedule = karras()
-    wanted = make_denoiser(precondition(read.apply, schedule), read.params, schedule, prediction="edm")
-    found = make_denoiser(model.model.apply, model.params, model.model.schedule, prediction=model.model.prediction)
+    cond = {"label": jnp.array([3, 5])} if kind == "ncsnpp" else {}
+    of = {"prediction": "edm", "cond": cond}
+    wanted = make_denoiser(precondition(read.apply, schedule), read.params, schedule, **of)
+    of = {"prediction": model.model.prediction, "cond": cond}
+    found = make_denoiser(model.model.apply, model.params, model.model.schedule, **of)
     x, t = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32), schedule.time(jnp.zeros(2))
     np.testing.assert_allclose(jax.jit(found)(x, t).x0, jax.jit(wanted)(x, t).x0, atol=1e-5)
-    assert model.config.sampling.solver.name == "edm" and model.info.shapes == {"x": (8, 8, 3)}
-    other = written(tmp_path, pickled(KEYWORDS["song"], answered("song")[0].weights, precond="VPPrecond"))
+    assert model.config.sampling.solver.name == "edm" and model.info.shapes["x"] == (8, 8, 3)
+    assert len(model.info.classes) == (5 if cond else 0)
+    other = written(tmp_path, pickled(KEYWORDS[kind], answered(kind)[0].weights, precond="VPPrecond"))
     assert run(["import_weights", "--from", str(other), "--to", str(tmp_path / "other")]) == 2
     assert "precond='VPPrecond'; known is 'EDMPrecond'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

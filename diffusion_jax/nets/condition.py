@@ -10,8 +10,9 @@
     hint (B, nH, nW, C)   an image that a control network reads, see `controlnet.py`
     control               what control networks answered: an array for each of a U-Net's skips, and one for its middle
 
-The first five are added to one vector, the embedding. An entry the network was not built for is refused, and so is a
-missing one: neither is ever ignored silently.
+The first five are added to one vector, the embedding. Label and augmentation may instead join the waves of time, before
+its two layers (EDM's SongUNet): the label by a dense layer, of sqrt(num_classes) at its place and zeros elsewhere. An
+entry the network was not built for is refused, and so is a missing one: neither is ever ignored silently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from diffusion_jax.nets.initial import Scheme, normal
 from diffusion_jax.nets.linear import Dense
 from diffusion_jax.types import Array, Time
 
+PLACES = ("embedding", "waves")
 ENTRIES = ("label", "text", "text_mask", "pooled", "augment", "guidance", "dropout", "hint", "control")
 
 
@@ -58,7 +60,10 @@ class Signal(NamedTuple):
 
 
 class Conditioning(nn.Module):
-    """Turn time and `cond` into the signal for the blocks; `waves` of width `width`, an embedding of `hidden`."""
+    """Turn time and `cond` into the signal for the blocks; `waves` of width `width`, an embedding of `hidden`.
+
+    `join` says what labels and augmentations are added to, one of `PLACES`.
+    """
 
     told: Told
     waves: Waves
@@ -68,15 +73,19 @@ class Conditioning(nn.Module):
     dtype: Any
     label_std: float = 1.0
     time_initial: Scheme | None = None
+    join: str = "embedding"
 
     @nn.compact
     def __call__(self, t: Time, cond: Mapping | None) -> Signal:
         cond = dict(cond or {})
         check_condition(self.told, cond, t.shape[0])
         parts, waves = [], self.waves(t, self.width)
+        early = self.join == "waves"
+        if early:
+            waves = self.joined(waves, cond)
         if waves is not None:
             parts.append(self.two_layers("time", self.time_initial or self.initial, waves))
-        if self.told.num_classes:
+        if self.told.num_classes and not early:
             rows = self.param("label", normal(self.label_std), (self.told.num_classes + 1, self.hidden))
             # A label out of range gives nan, which is seen; clipping would take the null label's row.
             parts.append(jnp.take(rows, cond["label"], axis=0, mode="fill").astype(self.dtype))
@@ -85,12 +94,32 @@ class Conditioning(nn.Module):
         if self.told.guidance_width:
             scale = sinusoidal()(cond["guidance"], self.told.guidance_width)
             parts.append(self.two_layers("guidance", self.initial, scale))
-        if self.told.augment_width and "augment" in cond:
-            dense = Dense(self.hidden, self.initial, bias=False, name="augment")
-            parts.append(dense(cond["augment"].astype(self.dtype)))
-        elif self.told.augment_width and self.is_initializing():
-            Dense(self.hidden, self.initial, bias=False, name="augment")(jnp.zeros((1, self.told.augment_width)))
+        if not early:
+            parts += self.augmented(cond, self.hidden)
         return signal_of(nn.silu(sum(parts[1:], parts[0])) if parts else None, cond)
+
+    def joined(self, waves, cond):
+        """Add what the label and the augmentation say to the waves."""
+        if waves is None:
+            raise ValueError("labels join the waves of time (join='waves'), and time 'none' has none.")
+        count, width, said = self.told.num_classes, waves.shape[-1], self.augmented(cond, waves.shape[-1])
+        if count:
+            label = cond["label"]
+            places = count**0.5 * jax.nn.one_hot(label, count, dtype=self.dtype)
+            exists = ((label >= 0) & (label <= count))[:, None]
+            said.append(jnp.where(exists, Dense(width, self.initial, name="label")(places), jnp.nan))
+        return sum(said, waves)
+
+    def augmented(self, cond, width):
+        """Return what the augmentation says, in a list, or an empty one."""
+        if not self.told.augment_width:
+            return []
+        dense = Dense(width, self.initial, bias=False, name="augment")
+        if "augment" in cond:
+            return [dense(cond["augment"].astype(self.dtype))]
+        if self.is_initializing():
+            dense(jnp.zeros((1, self.told.augment_width)))
+        return []
 
     def two_layers(self, name, initial, value):
         """Map a value to the embedding by dense, SiLU, dense."""

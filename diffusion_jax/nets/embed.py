@@ -2,7 +2,7 @@
 
     sinusoidal:   cos(c t w_i), sin(c t w_i),   w_i = period^(-i / (n - shift)),   i = 0 .. n - 1              (1)
     positional:   sin(c t w_i), cos(c t w_i),   w_i = period^(-i / (n - 1))                                    (2)
-    fourier:      cos(2 pi t w_i), sin(2 pi t w_i),   w_i ~ N(0, scale^2), fixed                               (3)
+    fourier:      cos(2 pi c t w_i), sin(2 pi c t w_i),   w_i ~ N(0, scale^2), fixed                           (3)
 
 c is `time_scale`. Networks that were made for steps 0 .. 999 want 1000 for t in [0, 1], and 1 for what EDM's
 preconditioning tells them instead of a time. Time stays in float32: bfloat16 would leave 500 distinct times. The last
@@ -39,12 +39,19 @@ def positional(*, time_scale: float = 1000.0, period: float = 10000.0) -> Waves:
     return waves
 
 
-def fourier(*, time_scale: float = 1.0, scale: float = 16.0, seed: int = 0) -> Waves:
-    """Embed in random features (Tancik et al. 2020; NCSN++), Eq. (3): `width` frequencies, so twice as many numbers."""
+def fourier(
+    *, time_scale: float = 1.0, scale: float = 16.0, seed: int = 0, frequencies: tuple[float, ...] = ()
+) -> Waves:
+    """Embed in random features (Tancik et al. 2020; NCSN++), Eq. (3): `width` frequencies, so twice as many numbers.
+
+    `frequencies` are those that were drawn elsewhere.
+    """
 
     def waves(t, width):
-        frequencies = scale * np.random.Generator(np.random.Philox(seed)).standard_normal(width)
-        angles = _angles(t, 1.0, 2 * np.pi * time_scale * frequencies)
+        if frequencies and len(frequencies) != width:
+            raise ValueError(f"fourier: {len(frequencies)} frequencies were given; this network has {width}.")
+        drawn = frequencies or scale * np.random.Generator(np.random.Philox(seed)).standard_normal(width)
+        angles = _angles(t, 1.0, 2 * np.pi * time_scale * np.asarray(drawn))
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
     return waves

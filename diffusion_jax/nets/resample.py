@@ -4,7 +4,12 @@ Fixed filters of an even number of taps f, which sum to 1, applied along height 
 
     half:   y[i] = sum_k f[k] x[2 i + k - p]                 twice:   y[2 i + k - p] += 2 f[k] x[i]             (1)
 
-with p = n / 2 - 1 and zeros outside. Taps 1 1 give the mean of squares and the nearest pixel, 1 3 3 1 the smoother
+with p = n / 2 - 1 and zeros outside. A convolution of 3 x 3 and (1) after it, on the whole plane, are the convolution
+at every other pixel, without padding, of the image smoothed around every pixel, and before the first:
+
+    smooth:   z[j] = sum_k f[k] x[j + k - p],   j = -1 .. n - 1                                                (2)
+
+Taps 1 1 give the mean of squares and the nearest pixel, 1 3 3 1 the smoother
 filter of StyleGAN2 and NCSN++ (Karras et al. 2020; Song et al. 2021). They act inside residual blocks, on both
 branches. Learned resampling stands between blocks, as layers of their own.
 """
@@ -21,10 +26,11 @@ from diffusion_jax.types import Array
 
 
 class Inside(NamedTuple):
-    """Resampling without parameters, which blocks apply: x -> x of half, and of twice, the size."""
+    """Resampling without parameters, which blocks apply: x -> x of half, and of twice, the size; and Eq. (2)."""
 
     down: Callable[[Array], Array]
     up: Callable[[Array], Array]
+    smooth: Callable[[Array], Array]
 
 
 class Between(NamedTuple):
@@ -52,6 +58,7 @@ def fir(*, taps: tuple = (1, 3, 3, 1)) -> Inside:
     return Inside(
         lambda x: _down(_down(x, taps, 1), taps, 2),
         lambda x: _up(_up(x, taps, 1), taps, 2),
+        lambda x: _smooth(_smooth(x, taps, 1), taps, 2),
     )
 
 
@@ -118,6 +125,14 @@ def _up(x, taps, axis):
         phases.append(sum(terms[1:], terms[0]))
     shape = (*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis + 1).reshape(shape)
+
+
+def _smooth(x, taps, axis):
+    """Filter one axis, which becomes longer by one."""
+    size, reach = x.shape[axis], len(taps) // 2
+    padded = _padded(x, axis, reach, reach)
+    terms = [tap * _slice(padded, axis, k, k + size + 1) for k, tap in enumerate(taps)]
+    return sum(terms[1:], terms[0])
 
 
 def _padded(x, axis, before, after):

@@ -25,7 +25,7 @@ from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets import checks
 from diffusion_jax.nets.activation import ACTIVATIONS
 from diffusion_jax.nets.blocks import BLOCKS, MIXERS, TELLS, Style
-from diffusion_jax.nets.condition import Conditioning, Told, make_told, spoken, steered
+from diffusion_jax.nets.condition import PLACES, Conditioning, Told, make_told, spoken, steered
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.initial import SCHEMES, ZERO
 from diffusion_jax.nets.linear import Conv
@@ -76,6 +76,7 @@ def unet(
     text_width: int = 0,
     pooled_width: int = 0,
     augment_width: int = 0,
+    join: str = "embedding",
     dropout: float = 0.0,
     dtype: str = "float32",
     remat: str = "none",
@@ -84,25 +85,24 @@ def unet(
 
     `attention` lists the sizes, of images of `image_size`, at which pixels attend; in the middle they do if anywhere,
     and with ("middle",) only there. `head_width`, or where it is 0 `heads`, divides a level's width; `transformers` is
-    a number of layers, or one for each level; `groups` have `group_width` channels or more.
+    a number of layers, or one a level; `groups` have `group_width` channels or more. Of `join` tells `condition.py`.
     """
     out_channels = channels if out_channels is None else out_channels
     checks.whole("unet", 1, channels=channels, out_channels=out_channels, depth=depth, groups=groups, heads=heads)
     checks.share("unet", dropout=dropout)
-    _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip)
+    _check_words(skips=skips, decoder_attention=decoder_attention, shortcut=shortcut, image_skip=image_skip, join=join)
     levels, middle = _levels(image_size, _widths(width, multipliers), attention, (heads, head_width), transformers)
     style = Style(
-        activation=lookup(ACTIVATIONS, activation, "activation"),
+        activation=lookup(ACTIVATIONS, activation, "activation"), skip_scale=skip_scale, shortcut=shortcut,
         norm=functools.partial(lookup(NORMS, norm, "norm"), groups=groups, epsilon=epsilon, least=group_width),
         tell=lookup(TELLS, tell, "tell"), initial=choose(SCHEMES, initial, "initial"), dropout=dropout,
-        skip_scale=skip_scale, shortcut=shortcut,
     )  # fmt: skip
     return UNet(
         channels=channels, out_channels=out_channels, width=width, levels=levels, middle=middle, depth=depth,
         block=lookup(BLOCKS, block, "block"), mixer=_mixer(mixer, text_width, attention), style=style, skips=skips,
         resampler=_resampler(resample, image_skip), waves=choose(TIME_EMBEDDINGS, time, "time"), image_skip=image_skip,
         decoder_attention=decoder_attention, dtype=checks.dtype_of("unet", dtype), remat=lookup(REMATS, remat, "remat"),
-        told=make_told("unet", num_classes, text_width, pooled_width, augment_width)._replace(control=1),
+        join=join, told=make_told("unet", num_classes, text_width, pooled_width, augment_width)._replace(control=1),
     )  # fmt: skip
 
 
@@ -122,15 +122,18 @@ class Descent(nn.Module):
     style: Style
     waves: Waves
     told: Told
+    join: str
     dtype: Any
     remat: Any
 
     def signal(self, x, t, cond):
         """Refuse what the network cannot hear; return the signal for its blocks."""
         checks.images("unet", x, self.channels, 2 ** (len(self.levels) - 1))
-        return Conditioning(
-            self.told, self.waves, self.width, 4 * self.width, self.style.initial, self.dtype, name="conditioning"
-        )(t, cond)
+        widths, initial = (self.width, 4 * self.width), self.style.initial
+        conditioning = Conditioning(
+            self.told, self.waves, *widths, initial, self.dtype, join=self.join, name="conditioning"
+        )
+        return conditioning(t, cond)
 
     def descend(self, image, signal, hint=None):
         """Go down all levels; return what arrives at the bottom and what is kept for the way up.
@@ -184,8 +187,8 @@ class Descent(nn.Module):
             return self.resampler.down(width, style.initial, f"down_{index}_resample")(h), image
         h = self.mapped(f"down_{index}_resample", h, signal, width, self.resampler.down)
         if self.image_skip == "residual":
-            beside = Conv(width, initial=style.initial, name=f"down_{index}_image")(image)
-            h = image = (h + self.resampler.down(beside)) * style.skip_scale
+            beside = Conv(width, stride=2, padding=(0, 0), initial=style.initial, name=f"down_{index}_image")
+            h = image = (h + beside(self.resampler.smooth(image))) * style.skip_scale
         return h, image
 
 
@@ -285,6 +288,7 @@ def _check_words(**words):
         "decoder_attention": ("every", "last"),
         "shortcut": ("identity", "projected"),
         "image_skip": ("none", "residual"),
+        "join": PLACES,
     }
     for name, word in words.items():
         checks.one_of("unet", known[name], **{name: word})

@@ -1,13 +1,13 @@
-"""EDM's networks (Karras et al. 2022) from their authors' pickles: DDPM++ (SongUNet) and ADM (DhariwalUNet).
+"""EDM's networks (Karras et al. 2022) from their authors' pickles: DDPM++ and NCSN++ (SongUNet), ADM (DhariwalUNet).
 
-Both are ours (`nets/unet.py`) by other names. What is read is F, called with c_noise for a time, of the denoiser
+All are ours (`nets/unet.py`) by other names. What is read is F, called with c_noise for a time, of the denoiser
 
     D(x; sigma) = c_skip x + c_out F(c_in x, c_noise),                                                        (1)
 
     make_denoiser(precondition(model.apply, schedule), model.params, schedule, prediction="edm", ...),        (2)
 
-unless `config["precond"]` is another than EDMPrecond. NCSN++ differs from ours at the borders of images, and SongUNet
-hears labels before the layers that embed its time; both are refused.
+unless `config["precond"]` is another than EDMPrecond. The random frequencies of NCSN++ are in its file, and become
+`config["frequencies"]`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.nets.unet import unet
-from diffusion_jax.pretrained.rules import CONV, POINTWISE, Layout, Pretrained, Put, Rule, Table, linear, load, norm
+from diffusion_jax.pretrained.rules import (
+    CONV,
+    DENSE,
+    POINTWISE,
+    Layout,
+    Pretrained,
+    Put,
+    Rule,
+    Table,
+    linear,
+    load,
+    norm,
+    swapped,
+)
 from diffusion_jax.pretrained.schedulers import Recipe
 from diffusion_jax.pretrained.snapshot import read_snapshot
 from diffusion_jax.pretrained.tensors import behind, check_known, of_arrays
@@ -40,6 +53,11 @@ def load_edm(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pr
         raise ValueError(f"load_edm: {path} is a {precond} of a {kind!r}; known are {known}, built by keywords.")
     config = {"precond": precond, **_DEFAULTS[kind], **keywords, "model_type": kind}
     check_known(config, _KNOWN[kind], path)
+    if kind == "SongUNet":
+        fourier = config["embedding_type"] == "fourier"
+        check_known(config, {"channel_mult_noise": (2 if fourier else 1,)}, path)
+        if fourier:
+            config["frequencies"] = _frequencies(snapshot, path)
     module = unet(**keywords_of(config), dtype=dtype)
     side, channels = config["img_resolution"], config["img_channels"]
     x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, side, side, channels), (1,)))
@@ -47,6 +65,13 @@ def load_edm(path: str | Path, *, dtype: str = "float32", put: Put = None) -> Pr
     tensors = behind(of_arrays(snapshot.tensors, str(path)), "ema.model.")
     params = load(table_of(config), tensors, module, (x, t, cond), dtype=dtype, put=put)
     return Pretrained(module, params, config)
+
+
+def _frequencies(snapshot, path):
+    drawn = snapshot.tensors.get("ema.model.map_noise.freqs")
+    if drawn is None or drawn.ndim != 1:
+        raise ValueError(f"load_edm: {path} lacks the frequencies of its waves of time, map_noise.freqs.")
+    return tuple(drawn.astype(float).tolist())
 
 
 def keywords_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,10 +114,13 @@ def table_of(config: Mapping[str, Any]) -> Table:
     sizes = _sizes(config)
     last = f"{sizes[-1]}x{sizes[-1]}"
     whole = f"dec.{sizes[0]}x{sizes[0]}_aux" if config["model_type"] == "SongUNet" else "out"
+    fourier = config.get("embedding_type") == "fourier"  # whose sines are first in theirs, and last in ours
+    adm = [Rule("map_label.weight", "conditioning/label", _LABELS)]
+    song = [*(swapped if fourier else linear)("map_label", "conditioning/label")]
     rules = [
-        *linear("map_layer0", "conditioning/time_1"),
+        *linear("map_layer0", "conditioning/time_1", _TURNED if fourier else DENSE),
         *linear("map_layer1", "conditioning/time_2"),
-        Rule("map_label.weight", "conditioning/label", _LABELS),
+        *(song if config["model_type"] == "SongUNet" else adm),
         *linear(f"enc.{sizes[0]}x{sizes[0]}_conv", "first", CONV),
         *_block(f"dec.{last}_in0", "middle_block_0", "middle_mixer"),
         *_block(f"dec.{last}_in1", "middle_block_1"),
@@ -104,6 +132,7 @@ def table_of(config: Mapping[str, Any]) -> Table:
             theirs, ours = f"{half}.{size}x{size}", f"{way}_{level}"
             rules += _block(f"{theirs}_block{{j}}", f"{ours}_block_{{j}}", f"{ours}_mixer_{{j}}")
             rules += _block(f"{theirs}_{way}", f"{ours}_resample")
+        rules += linear(f"enc.{size}x{size}_aux_residual", f"down_{level}_image", CONV)
     return Table(tuple(rules), harmless=_HARMLESS)
 
 
@@ -127,14 +156,21 @@ def _sizes(config):
 
 
 def _song(config):
+    fourier = config["embedding_type"] == "fourier"
     return {
         "tell": "add",
+        "join": "waves",
+        "image_skip": "residual" if config["encoder_type"] == "residual" else "none",
         "resample": {"name": "fir", "taps": tuple(config["resample_filter"])},
         "decoder_attention": "last",
         "skip_scale": 0.5**0.5,
         "shortcut": "projected",
         "epsilon": 1e-6,
-        "time": {"name": "positional", "time_scale": 1.0},
+        "time": {
+            "name": "fourier" if fourier else "positional",
+            "time_scale": 1.0,
+            **({"frequencies": tuple(config["frequencies"])} if fourier else {}),
+        },
     }
 
 
@@ -153,11 +189,13 @@ _TRIPLES = Layout(
     lambda x: x.reshape(-1, 3, x.shape[1]).transpose(2, 1, 0).reshape(x.shape[1], -1),
     lambda x: x.reshape(x.shape[0], 3, -1).transpose(2, 1, 0).reshape(-1, x.shape[0], 1, 1),
 )
+_TURNED = Layout(lambda x: np.roll(x.T, x.shape[1] // 2, 0), lambda x: np.roll(x, x.shape[0] // 2, 0).T)
 # A column for each class; of no class nothing is said -> a row for each class, and one of zeros.
 _LABELS = Layout(lambda x: np.concatenate([x.T, np.zeros_like(x.T[:1])]), lambda x: x[:-1].T)
 
 _HARMLESS = {
     "*.resample_filter": "numbers that the config gives",
+    "map_noise.freqs": "numbers that became part of the config",
     "map_augment.weight": "for training only: of images that were not augmented nothing is said",
 }
 
@@ -176,6 +214,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_blocks": 4,
         "attn_resolutions": [16],
         "resample_filter": [1, 1],
+        "channel_mult_noise": 1,
+        "embedding_type": "positional",
+        "encoder_type": "standard",
     },
     "DhariwalUNet": {
         **_BOTH,
@@ -187,11 +228,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _KNOWN: dict[str, dict[str, tuple]] = {
     "SongUNet": {
-        "label_dim": (0,),
         "channel_mult_emb": (4,),
-        "channel_mult_noise": (1,),
-        "embedding_type": ("positional",),
-        "encoder_type": ("standard",),
+        "embedding_type": ("positional", "fourier"),
+        "encoder_type": ("standard", "residual"),
         "decoder_type": ("standard",),
     },
     "DhariwalUNet": {"channel_mult_emb": (4,)},

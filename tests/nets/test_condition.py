@@ -48,15 +48,37 @@ def test_the_null_label_is_one_row_more_and_a_row_of_its_own():
     assert np.isnan(answer(x, jnp.array([0, 1, 2, 4]))[3]).all()  # where it cannot be refused it is seen
 
 
-def test_without_an_augmentation_it_is_zero():
+def test_labels_that_join_the_waves_are_known_before_time_is_embedded():
+    """The null label says nothing but the layer's shift; one that does not exist is seen."""
+    apply, params = started("ncsnpp")
+    assert params["conditioning"]["label"]["kernel"].shape == (3, 16)
+    x, t, _ = inputs("ncsnpp", batch=5)
+    params = stirred(params)
+    answer = jax.jit(lambda params, label: apply(params, jnp.broadcast_to(x[:1], x.shape), t[:1].repeat(5), label))
+    out = np.asarray(answer(params, {"label": jnp.array([0, 1, 2, 3, 4])}))
+    assert len(np.unique(out[:4].round(5), axis=0)) == 4
+    assert np.isnan(out[4]).all()
+    assert np.isnan(np.asarray(answer(params, {"label": jnp.array([0, 1, 2, 3, -1])}))[4]).all()
+    params["conditioning"]["label"]["kernel"] *= 0
+    alike = np.asarray(answer(params, {"label": jnp.array([0, 1, 2, 3, 3])}))
+    np.testing.assert_allclose(alike[:4], out[3:4].repeat(4, 0), rtol=1e-5, atol=1e-5)
+
+
+def test_without_time_there_are_no_waves_to_join():
+    with pytest.raises(ValueError, match="time 'none' has none"):
+        started("ncsnpp", time="none")
+
+
+@pytest.mark.parametrize("kind", ["dit", "ncsnpp"])
+def test_without_an_augmentation_it_is_zero(kind):
     can = {"augment_width": 3, "num_classes": 0}
-    apply, params = started("dit", **can)
-    x, t, cond = inputs("dit", **can)
+    apply, params = started(kind, **can)
+    x, t, cond = inputs(kind, **can)
     answer = jax.jit(apply)
     zero = answer(stirred(params), x, t, {"augment": jnp.zeros((2, 3))})
     np.testing.assert_allclose(answer(stirred(params), x, t, None), zero, rtol=1e-5, atol=1e-6)
     assert np.abs(answer(stirred(params), x, t, cond) - zero).max() > 1e-2
-    unheard = initialize(build("dit", **can), jax.random.key(0), (x, t))
+    unheard = initialize(build(kind, **can), jax.random.key(0), (x, t))
     assert jax.tree.structure(unheard) == jax.tree.structure(params)
 
 

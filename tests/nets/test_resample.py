@@ -1,11 +1,13 @@
 """Half and twice the size, against filters written by hand and scipy's."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.signal import upfirdn
+from scipy.signal import correlate2d, upfirdn
 
 from diffusion_jax.naming import choose
+from diffusion_jax.nets.conv import convolve
 from diffusion_jax.nets.initial import SCHEMES
 from diffusion_jax.nets.resample import RESAMPLERS, Between, Inside, fir
 
@@ -60,6 +62,21 @@ def test_filters_keep_constants_and_are_each_others_transpose(taps):
     ones, edge = np.ones((1, 8, 12, 2), np.float32), len(taps) // 2 - 1
     for out in both(fir(taps=taps), ones):
         np.testing.assert_allclose(out[:, edge : out.shape[1] - edge, edge : out.shape[2] - edge], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 5, 10, 10, 5, 1)])
+def test_smoothing_first_is_convolving_the_whole_plane_first(taps):
+    """So a convolution that halves feels no border but the image's own."""
+    x, kernel, h = image(1, 8, 6, 1), image(3, 3, seed=1), np.array(taps) / sum(taps)
+    far = 3 + len(taps)
+    plane = correlate2d(np.pad(x[0, :, :, 0], far), kernel, mode="same")
+    plane = correlate2d(plane, np.outer(h, h), mode="valid")  # at j - p of the plane that begins at -far
+    begin = far - (len(taps) // 2 - 1)
+    wanted = plane[begin : begin + 8 : 2, begin : begin + 6 : 2]
+    smooth = jax.jit(fir(taps=taps).smooth)(x)
+    found = convolve(smooth, jnp.asarray(kernel[:, :, None, None]), stride=2, padding=(0, 0))
+    np.testing.assert_allclose(found[0, :, :, 0], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(smooth[:, 1::2, 1::2], fir(taps=taps).down(jnp.asarray(x)), rtol=1e-5, atol=1e-6)
 
 
 def test_average_is_the_mean_of_squares_and_the_nearest_pixel():

@@ -33,7 +33,15 @@ KINDS = {
         "initial": "he",
     },
     "ddpm": {**SMALL, "resample": {"name": "strided", "padding": (0, 1)}, "attention": (4,), "time": "positional"},
-    "ncsnpp": {**SONG, "image_skip": "residual", "attention": (4,), "time": "fourier", "augment_width": 3},
+    "ncsnpp": {
+        **SONG,
+        "image_skip": "residual",
+        "attention": (4,),
+        "time": "fourier",
+        "num_classes": 3,
+        "augment_width": 3,
+        "join": "waves",
+    },
     "adm": {
         **SMALL,
         "tell": "scale_shift",

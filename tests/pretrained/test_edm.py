@@ -43,8 +43,16 @@ ADM: dict[str, Any] = {
     "attn_resolutions": [4],
     "augment_dim": 9,
 }
-KEYWORDS = {"song": SONG, "adm": ADM}
-KINDS = ["song", pytest.param("adm", marks=pytest.mark.slow)]
+CLASSES = {"song": 0, "ncsnpp": 5, "adm": 5}
+NCSNPP = SONG | {
+    "label_dim": 5,
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
+KEYWORDS = {"song": SONG, "ncsnpp": NCSNPP, "adm": ADM}
+KINDS = ["song", "ncsnpp", pytest.param("adm", marks=pytest.mark.slow)]
 
 
 class Peer:
@@ -54,6 +62,8 @@ class Peer:
         self.keywords, self.weights, self.random = keywords, {}, np.random.default_rng(0)
         self.song = keywords["model_type"] == "SongUNet"
         self.epsilon, self.scale = (1e-6, 0.5**0.5) if self.song else (1e-5, 1.0)
+        self.taps = np.array(keywords.get("resample_filter", [1, 1])) / np.sum(keywords.get("resample_filter", 2))
+        self.fourier = keywords.get("embedding_type") == "fourier"
 
     def weight(self, name, *shape):
         if name not in self.weights:
@@ -108,22 +118,59 @@ class Peer:
     def embedding(self, t, label):
         width, half = self.keywords["model_channels"], self.keywords["model_channels"] // 2
         angles = t[:, None] * 10000.0 ** -(np.arange(half) / (half - self.song))
+        if self.fourier:
+            angles = 2 * np.pi * t[:, None] * self.weight("map_noise.freqs", width)
         waves = (np.sin, np.cos) if self.song else (np.cos, np.sin)
-        self.weight("map_augment.weight", width, 9)  # told nothing
-        emb = silu(self.dense("map_layer0", np.concatenate([wave(angles) for wave in waves], 1), 4 * width))
-        emb = self.dense("map_layer1", emb, 4 * width)
-        if label is not None:
+        emb = np.concatenate([wave(angles) for wave in waves], 1)
+        self.weight("map_augment.weight", emb.shape[1], 9)  # told nothing
+        if label is not None and self.song:
+            emb = emb + self.dense("map_label", label * np.sqrt(label.shape[1]), emb.shape[1])
+        emb = self.dense("map_layer1", silu(self.dense("map_layer0", emb, 4 * width)), 4 * width)
+        if label is not None and not self.song:
             emb = emb + label @ self.weight("map_label.weight", 4 * width, label.shape[1]).T
         return silu(emb)
+
+    def halved(self, x):
+        """Filter the plane on which an image lies and take every other pixel."""
+        before = len(self.taps) // 2 - 1
+        return self.filtered(np.pad(x, ((0, 0), (0, 0), (before, before), (before, before))))
+
+    def filtered(self, x):
+        for axis in (2, 3):
+            x = np.moveaxis(x, axis, 0)
+            count = (len(x) - len(self.taps)) // 2 + 1
+            x = np.tensordot(self.taps, np.stack([x[k : k + 2 * count : 2] for k in range(len(self.taps))]), 1)
+            x = np.moveaxis(x, 0, axis)
+        return x
+
+    def doubled(self, x):
+        """Put zeros between pixels and filter; sums of squares grow by four."""
+        for axis in (2, 3):
+            x = np.moveaxis(x, axis, 0)
+            spread = np.zeros((2 * len(x) + 2 * len(self.taps), *x.shape[1:]))
+            for k, tap in enumerate(self.taps):
+                spread[k : k + 2 * len(x) : 2] += 2 * tap * x
+            before = len(self.taps) // 2 - 1
+            x = np.moveaxis(spread[before : before + 2 * len(x)], 0, axis)
+        return x
+
+    def beside(self, name, image, width):
+        """Convolve the plane on which an image lies, then halve it, as a network that sees no border would."""
+        reach = len(self.taps) // 2 - 1
+        wide = np.pad(image, ((0, 0), (0, 0), (reach + 1, reach + 1), (reach + 1, reach + 1)))
+        return self.filtered(self.conv(name, wide, width)[:, :, 1:-1, 1:-1])
 
     def __call__(self, x, t, label=None):
         k, emb = self.keywords, self.embedding(t, label)
         sizes = [k["img_resolution"] >> level for level in range(len(k["channel_mult"]))]
         widths = [k["model_channels"] * factor for factor in k["channel_mult"]]
-        kept = []
+        kept, image = [], x
         for level, (size, width) in enumerate(zip(sizes, widths, strict=True)):
             if level:
-                x = self.block(f"enc.{size}x{size}_down", x, emb, x.shape[1], resample=halved)
+                x = self.block(f"enc.{size}x{size}_down", x, emb, x.shape[1], resample=self.halved)
+                if k.get("encoder_type") == "residual":
+                    image = self.beside(f"enc.{size}x{size}_aux_residual", image, x.shape[1])
+                    x = image = (x + image) * self.scale
             else:
                 x = self.conv(f"enc.{size}x{size}_conv", x, k["model_channels"])
             kept.append(x)
@@ -135,7 +182,7 @@ class Peer:
                 x = self.block(f"dec.{size}x{size}_in0", x, emb, width, attend=True)
                 x = self.block(f"dec.{size}x{size}_in1", x, emb, width)
             else:
-                x = self.block(f"dec.{size}x{size}_up", x, emb, x.shape[1], resample=doubled)
+                x = self.block(f"dec.{size}x{size}_up", x, emb, x.shape[1], resample=self.doubled)
             for place in range(k["num_blocks"] + 1):
                 attend = size in k["attn_resolutions"] and (not self.song or place == k["num_blocks"])
                 both = np.concatenate([x, kept.pop()], 1)
@@ -146,14 +193,6 @@ class Peer:
 
 def silu(x):
     return x / (1 + np.exp(-x))
-
-
-def halved(x):
-    return x.reshape(*x.shape[:2], x.shape[2] // 2, 2, -1, 2).mean((3, 5))
-
-
-def doubled(x):
-    return x.repeat(2, 2).repeat(2, 3)
 
 
 def pickled(keywords, weights, precond="EDMPrecond"):
@@ -178,7 +217,7 @@ def answered(kind):
     """Return a peer's inputs and its answer; its weights are all drawn after that."""
     peer, rng = Peer(KEYWORDS[kind]), np.random.default_rng(1)
     x, t = rng.normal(size=(2, 3, 8, 8)), np.array([-0.4, 0.7])
-    label = None if kind == "song" else np.eye(5)[[3, 1]] * [[1], [0]]  # and an image of no class
+    label = np.eye(5)[[3, 1]] * [[1], [0]] if CLASSES[kind] else None  # and an image of no class
     return peer, (x, t, label), peer(x, t, label)
 
 
@@ -201,7 +240,7 @@ def test_what_it_computes_is_its_definition(kind, read):
 def test_import_export_import_is_the_same_bits(kind, read):
     model, weights = read(kind), answered(kind)[0].weights
     out = export(table_of(model.config), model.params)
-    assert out.keys() == weights.keys() - {"map_augment.weight"}
+    assert out.keys() == weights.keys() - {"map_augment.weight", "map_noise.freqs"}
     for name, array in out.items():
         np.testing.assert_array_equal(array, weights[name])
     again = convert(table_of(model.config), of_arrays(out, "memory"), model.params)
@@ -225,9 +264,11 @@ def test_the_denoiser_is_edms(read):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"encoder_type": "residual"}, "encoder_type='residual'; known is 'standard'"),
-        ({"embedding_type": "fourier"}, "embedding_type='fourier'; known is 'positional'"),
-        ({"label_dim": 10}, "label_dim=10; known is 0"),
+        ({"encoder_type": "skip"}, "encoder_type='skip'; known is 'standard' or 'residual'"),
+        ({"embedding_type": "fourier"}, "channel_mult_noise=1; known is 2"),
+        ({"embedding_type": "fourier", "channel_mult_noise": 2}, "lacks the frequencies of its waves of time"),
+        ({"encoder_type": "residual"}, "lacks enc.4x4_aux_residual.bias"),
+        ({"label_dim": 10}, "lacks map_label.bias"),
         ({"model_type": "StyleUNet"}, "is a EDMPrecond of a 'StyleUNet'; known are SongUNet and DhariwalUNet"),
         ({"num_blocks": 2}, "lacks dec.4x4_block2"),
     ],
