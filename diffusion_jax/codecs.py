@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.denoisers.latent import Latents, latents
 from diffusion_jax.naming import choose
+from diffusion_jax.nets.checks import dtype_of
 from diffusion_jax.nets.vae import Posterior, mode
 from diffusion_jax.pretrained.held import held
 from diffusion_jax.pretrained.tensors import read_config
@@ -38,18 +39,19 @@ def none() -> None:
     """Diffuse the data as they are."""
 
 
-def vae(*, folder: str, hash: str = "", dtype: str = "float32", variant: str = "") -> Codec:
+def vae(*, folder: str, hash: str = "", dtype: str = "float32", variant: str = "", offload: bool = False) -> Codec:
     """A variational autoencoder in a folder of diffusers; an image's latents are the mode of its posterior."""
-    return _codec(load_vae, ("AutoencoderKL",), folder, hash, {"dtype": dtype, "variant": variant})
+    return _codec(load_vae, ("AutoencoderKL",), folder, hash, {"dtype": dtype, "variant": variant, "offload": offload})
 
 
-def vq(*, folder: str, hash: str = "", dtype: str = "float32", variant: str = "") -> Codec:
+def vq(*, folder: str, hash: str = "", dtype: str = "float32", variant: str = "", offload: bool = False) -> Codec:
     """An autoencoder with a codebook in a folder of diffusers; what is diffused is not quantised."""
-    return _codec(load_vq, ("VQModel",), folder, hash, {"dtype": dtype, "variant": variant})
+    return _codec(load_vq, ("VQModel",), folder, hash, {"dtype": dtype, "variant": variant, "offload": offload})
 
 
 def _codec(load, kinds, folder, known, how):
     config = complete(read_config(folder, kinds, "latent"))
+    dtype_of("the autoencoder", how["dtype"])
 
     def network():
         return held(load, folder, known=known, **how)

@@ -68,6 +68,15 @@ class Network(NamedTuple):
     learned_variance: bool
 
 
+class Beside(NamedTuple):
+    """How what is beside a network is read: which files, what it computes in, and whether it stays on the host."""
+
+    variant: str = ""
+    text_dtype: str = "float32"
+    latent_dtype: str = "float32"
+    offload: bool = False
+
+
 class Imported(NamedTuple):
     """A run that is read and not written: its config, what its data are like, and its parameters."""
 
@@ -81,12 +90,17 @@ def read_imported(
     *,
     dtype: str = "float32",
     variant: str = "",
+    text_dtype: str = "float32",
+    latent_dtype: str = "float32",
+    offload: bool = False,
     parts: str | Path = "",
     tokenizer: str | Path = "",
     prediction: str = "",
 ) -> Imported:
     """Read a folder of diffusers, a repository or a file; the network computes, and is kept, in `dtype`.
 
+    What reads prompts and what decodes have dtypes of their own, and with `offload` are on devices only while they are
+    used.
     A single file of a whole model is first written as a pipeline to the folder `parts`, where what reads prompts and
     what decodes stay; `tokenizer` and `prediction` are what it does not hold: see `pretrained.load`.
     """
@@ -106,7 +120,8 @@ def read_imported(
         raise ValueError(f"import_weights: --tokenizer and --prediction are of single files, and {source} is none.")
     elif folder != Path(source).expanduser():
         folder = _fetched(source, folder, variant)
-    return _imported(parts_of(folder.resolve()), Path(source).name, found, dtype, variant)
+    how = Beside(variant, text_dtype, latent_dtype, offload)
+    return _imported(parts_of(folder.resolve()), Path(source).name, found, dtype, how)
 
 
 def _fetched(source, folder, variant):
@@ -118,13 +133,13 @@ def _fetched(source, folder, variant):
     return folder
 
 
-def _imported(parts, name, found, dtype, variant) -> Imported:
+def _imported(parts, name, found, dtype, how) -> Imported:
     config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
-    config.update(lookup(PIPELINES, parts.kind, f"pipeline of {parts.home}")(parts, variant))
+    config.update(lookup(PIPELINES, parts.kind, f"pipeline of {parts.home}")(parts, how))
     if found is None:
         folder = part_of(parts, *NETWORK)
         read_config(folder, tuple(NETWORKS), "import_weights")
-        found = load(folder, dtype=dtype, variant=variant)
+        found = load(folder, dtype=dtype, variant=how.variant)
     network, recipe = network_of(found, str(parts.home), dtype)
     if parts.kind:
         recipe = read_scheduler(part_of(parts, "scheduler"))
@@ -215,28 +230,29 @@ def part_of(parts: Parts, *names: str) -> Path:
     return parts.folders[name]
 
 
-def alone(parts: Parts, variant: str) -> dict[str, Any]:
+def alone(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of images, or of whatever, without anything beside it."""
     return {"latent": {"name": "none"}}
 
 
-def of_latents(parts: Parts, variant: str) -> dict[str, Any]:
+def of_latents(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of latents."""
     folder = part_of(parts, *AUTOENCODER)
     kind = read_config(folder, ("AutoencoderKL", "VQModel"), "latent")["_class_name"]
-    place = {"folder": str(folder), "hash": identity(folder, variant=variant), "variant": variant}
+    place = {"folder": str(folder), "hash": identity(folder, variant=how.variant), "variant": how.variant}
+    place |= {"dtype": how.latent_dtype, "offload": how.offload}
     return {"latent": {"name": {"AutoencoderKL": "vae", "VQModel": "vq"}[kind], **place}}
 
 
-def stable_diffusion(parts: Parts, variant: str) -> dict[str, Any]:
+def stable_diffusion(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by CLIP."""
-    return of_latents(parts, variant) | _reading("clip", ("text",), parts, variant, 1)
+    return of_latents(parts, how) | _reading("clip", ("text",), parts, how, 1)
 
 
-def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
+def stable_diffusion_xl(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by two CLIPs, and sizes."""
     config = read_config(part_of(parts, *NETWORK), ("UNet2DConditionModel",), "import_weights")
-    beside, read = of_latents(parts, variant), _reading("clip_pair", ("text", "pooled"), parts, variant, 2)
+    beside, read = of_latents(parts, how), _reading("clip_pair", ("text", "pooled"), parts, how, 2)
     codec = make_codec(beside["latent"])
     size = (config.get("sample_size") or 128) * (codec.factor if codec else 1)
     read["text"] |= {"size": (size, size), "waves": config.get("addition_time_embed_dim") or 256}
@@ -244,26 +260,27 @@ def stable_diffusion_xl(parts: Parts, variant: str) -> dict[str, Any]:
     return beside | read
 
 
-def stable_diffusion_3(parts: Parts, variant: str) -> dict[str, Any]:
+def stable_diffusion_3(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by two CLIPs and T5."""
-    return of_latents(parts, variant) | _reading("clip_t5", ("text", "pooled"), parts, variant, 3)
+    return of_latents(parts, how) | _reading("clip_t5", ("text", "pooled"), parts, how, 3)
 
 
-def flux(parts: Parts, variant: str) -> dict[str, Any]:
+def flux(parts: Parts, how: Beside) -> dict[str, Any]:
     """Return the entries of a network of latents that is told prompts by T5 and CLIP, and perhaps how to be guided."""
     config = read_config(part_of(parts, *NETWORK), ("FluxTransformer2DModel",), "import_weights")
     guided = config.get("guidance_embeds", False)
     told = ("text", "pooled", *(("guidance",) if guided else ()))
-    read = _reading("t5_clip", told, parts, variant, 2)
+    read = _reading("t5_clip", told, parts, how, 2)
     read["text"] |= {"guidance": 3.5 if guided else 0.0, "length": 512 if guided else 256}
-    return of_latents(parts, variant) | read
+    return of_latents(parts, how) | read
 
 
-def _reading(name, told, parts, variant, count):
+def _reading(name, told, parts, how, count):
     """Return the entries of what reads prompts, which is `count` networks."""
     encoders = [part_of(parts, f"text_encoder{end}") for end in ("", "_2", "_3")[:count]]
-    hashes = tuple(identity(encoder, variant=variant) for encoder in encoders)
-    text = {"name": name, "folder": str(parts.home), "hashes": hashes, "variant": variant}
+    hashes = tuple(identity(encoder, variant=how.variant) for encoder in encoders)
+    text = {"name": name, "folder": str(parts.home), "hashes": hashes, "variant": how.variant}
+    text |= {"dtype": how.text_dtype, "offload": how.offload}
     return {"cond": told, "text": text}
 
 
@@ -326,7 +343,7 @@ NETWORKS = {
     "DhariwalUNet": Kind("unet", _by_config(edm.keywords_of), lambda config: config["img_resolution"]),
 }
 
-PIPELINES: dict[str, Callable[[Parts, str], dict[str, Any]]] = {
+PIPELINES: dict[str, Callable[[Parts, Beside], dict[str, Any]]] = {
     "": alone,
     "DDPMPipeline": alone,
     "DDIMPipeline": alone,

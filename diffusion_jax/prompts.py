@@ -18,6 +18,7 @@ from diffusion_jax.data.source import Info
 from diffusion_jax.data.transform import Transform, check_entry
 from diffusion_jax.data.words import encoded
 from diffusion_jax.naming import choose, lookup
+from diffusion_jax.nets.checks import dtype_of
 from diffusion_jax.pretrained.clip import load_clip_text
 from diffusion_jax.pretrained.held import held
 from diffusion_jax.pretrained.t5 import load_t5
@@ -93,9 +94,17 @@ def words(info: Info) -> Prompts:
     return Prompts({}, tokens, dict)
 
 
-def clip(info: Info, *, folder: str, hashes: tuple = ("",), dtype: str = "float32", variant: str = "") -> Prompts:
+def clip(
+    info: Info,
+    *,
+    folder: str,
+    hashes: tuple = ("",),
+    dtype: str = "float32",
+    variant: str = "",
+    offload: bool = False,
+) -> Prompts:
     """The last states of CLIP: `text_encoder` and `tokenizer` of a folder of Stable Diffusion 1 or 2."""
-    one = _clip(folder, "", hashes[0], dtype, variant)
+    one = _clip(folder, "", hashes[0], dtype, variant, offload)
     return _prompts({"ids": one}, lambda ids: {"text": one.read(ids["ids"]).tokens}, {"text": (one.length, one.width)})
 
 
@@ -109,6 +118,7 @@ def clip_pair(
     empty: str = "zeros",
     dtype: str = "float32",
     variant: str = "",
+    offload: bool = False,
 ) -> Prompts:
     """The last states but one of two CLIPs side by side, and what the second makes of the whole: SDXL.
 
@@ -116,8 +126,8 @@ def clip_pair(
     `empty` prompt is "zeros", as SDXL was trained, or "read" as any other.
     """
     lookup(dict.fromkeys(("zeros", "read")), empty, "empty of clip_pair")
-    first = _clip(folder, "", hashes[0], dtype, variant)
-    second = _clip(folder, "_2", hashes[1], dtype, variant, projects=True)
+    first = _clip(folder, "", hashes[0], dtype, variant, offload)
+    second = _clip(folder, "_2", hashes[1], dtype, variant, offload, projects=True)
 
     def tell(ids):
         states = [one.read(ids[name]) for name, one in (("ids", first), ("ids_2", second))]
@@ -139,11 +149,12 @@ def clip_t5(
     length: int = 256,
     dtype: str = "float32",
     variant: str = "",
+    offload: bool = False,
 ) -> Prompts:
     """Two CLIPs side by side, and T5 behind them: Stable Diffusion 3, whose `pooled` is that of both CLIPs."""
-    first = _clip(folder, "", hashes[0], dtype, variant, projects=True)
-    second = _clip(folder, "_2", hashes[1], dtype, variant, projects=True)
-    third = _t5(folder, "_3", hashes[2], length, dtype, variant)
+    first = _clip(folder, "", hashes[0], dtype, variant, offload, projects=True)
+    second = _clip(folder, "_2", hashes[1], dtype, variant, offload, projects=True)
+    third = _t5(folder, "_3", hashes[2], length, dtype, variant, offload)
 
     def tell(ids):
         states = [one.read(ids[name]) for name, one in (("ids", first), ("ids_2", second))]
@@ -165,13 +176,14 @@ def t5_clip(
     guidance: float = 0.0,
     dtype: str = "float32",
     variant: str = "",
+    offload: bool = False,
 ) -> Prompts:
     """T5, and the state of CLIP at the end of the text as `pooled`: Flux.
 
     Networks whose guidance was distilled are told its scale, which is `guidance` in training and 0 where they are not.
     """
-    first = _clip(folder, "", hashes[0], dtype, variant)
-    second = _t5(folder, "_2", hashes[1], length, dtype, variant)
+    first = _clip(folder, "", hashes[0], dtype, variant, offload)
+    second = _t5(folder, "_2", hashes[1], length, dtype, variant, offload)
 
     def tell(ids):
         told = {"text": second.read(ids["ids_2"]), "pooled": first.read(ids["ids"]).pooled}
@@ -227,11 +239,12 @@ def _t5(folder, end, known, length, *how) -> _Encoder:
     return _Encoder(length, width, 0, tokens, _reads(load_t5, encoder, known, *how))
 
 
-def _reads(load, encoder, known, dtype, variant):
+def _reads(load, encoder, known, dtype, variant, offload):
     """Return ids to states by a network that is read when it is first needed."""
+    dtype_of("what reads captions", dtype)
 
     def read(ids):
-        network = held(load, str(encoder), known=known, dtype=dtype, variant=variant)
+        network = held(load, str(encoder), known=known, dtype=dtype, variant=variant, offload=offload)
         return _states(network.module, network.params, ids)
 
     return read

@@ -18,6 +18,7 @@ from diffusion_jax.denoisers.threshold import THRESHOLDS
 from diffusion_jax.imported import parts_of, read_imported, write_imported
 from diffusion_jax.naming import choose
 from diffusion_jax.pretrained.clip import load_clip_text
+from diffusion_jax.pretrained.held import held
 from diffusion_jax.pretrained.schedulers import SCHEDULERS, read_scheduler
 from diffusion_jax.pretrained.unet import load_unet
 from diffusion_jax.pretrained.vae import load_vae
@@ -48,6 +49,11 @@ def workdir(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "sd"
     assert run(["import_weights", "--from", str(source), "--to", str(folder)]) == 0
     return folder
+
+
+def told_by(model, count) -> Any:
+    """What the first samples of a model are told."""
+    return conditions(model.config, model.model, np.arange(count))
 
 
 def under(model, **sampling) -> Any:
@@ -95,6 +101,29 @@ def test_prompts_change_what_is_drawn_and_compile_nothing(workdir):
     first, *others = drawn.values()
     assert first.shape == (2, 16, 16, 3)
     assert all(np.abs(first - other).max() > 1e-4 for other in others)
+
+
+def test_what_is_beside_a_network_can_stay_on_the_host_or_be_of_half_precision(source, tmp_path):
+    drawn, lying, embedding = {}, {}, (100, 24)  # a parameter of the text encoder, and of nothing else
+    asked = {
+        "offload": {"offload": True},
+        "half": {"text_dtype": "bfloat16", "latent_dtype": "bfloat16"},
+        "plain": {},
+    }
+    held.cache_clear()
+    for name, how in asked.items():
+        write_imported(read_imported(source, **how), tmp_path / name)
+        model = under(load(tmp_path / name), captions=("ab",), steps=2)
+        draw = make_sampler(model.config, model.model, model.info)
+        drawn[name] = np.asarray(draw(model.params, jax.random.key(0), jnp.arange(1), told_by(model, 1)))
+        lying[name] = sum(array.shape == embedding for array in jax.live_arrays())
+    np.testing.assert_array_equal(drawn["plain"], drawn["offload"])
+    assert 1e-4 < np.abs(drawn["plain"] - drawn["half"]).max() < 0.1 < np.ptp(drawn["plain"])
+    assert lying == {"offload": 0, "half": 1, "plain": 2}
+    with pytest.raises(ValueError, match="unknown dtype of what reads captions 'float16'"):
+        read_imported(source, text_dtype="float16")
+    with pytest.raises(ValueError, match="unknown dtype of the autoencoder 'half'"):
+        read_imported(source, latent_dtype="half")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@
                    file: of Stable Diffusion 1, 2 or XL, of EDM (.pkl), or of DiT (.pt)
 --to WORKDIR       the folder of the run, which must not hold one yet
 --dtype NAME       what the network computes, and is kept, in: float32 or bfloat16
+--text_dtype NAME  the same of what reads prompts, and
+--latent_dtype NAME of what decodes latents; both float32 unless said
+--offload          keep both in the host's memory, and on the device only while they are used
 --variant NAME     of the files of weights, as fp16
 --tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`
 --prediction NAME  of a single file, which does not say: eps or v; it is needed of version 2 alone
@@ -26,7 +29,8 @@ from diffusion_jax.cli import arguments
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.nets.network import count
 
-_OPTIONS = {"from": "", "to": "", "dtype": "float32", "variant": "", "tokenizer": "", "prediction": ""}
+_DTYPES = {"dtype": "float32", "text_dtype": "float32", "latent_dtype": "float32"}
+_OPTIONS = {"from": "", "to": "", **_DTYPES, "offload": False, "variant": "", "tokenizer": "", "prediction": ""}
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -42,7 +46,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     parts, made = workdir / "parts", not workdir.exists()
     if parts.exists():
         raise ValueError(f"there is something at {parts}, where parts of a single file would lie; give another --to.")
-    options = {name: asked[name] for name in ("dtype", "variant", "tokenizer", "prediction")}
+    options = {name: value for name, value in asked.items() if name not in ("from", "to")}
     try:
         imported = read_imported(asked["from"], parts=parts.absolute(), **options)
     except BaseException:
