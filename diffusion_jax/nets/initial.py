@@ -124,8 +124,9 @@ def _recorded(module, example):
     """Return the parameters' shapes with their laws, but for layers of other people's."""
     token = _RECORDING.set(True)
     try:
+        key = jax.eval_shape(lambda: jax.random.key(0))  # a real one would be compiled for a GPU
         # A function of its own, so that no trace of `init` without laws stands for it, and it for none
-        return jax.eval_shape(lambda *inputs: module.init(*inputs), jax.random.key(0), *example)["params"]
+        return jax.eval_shape(lambda *inputs: module.init(*inputs), key, *example)["params"]
     finally:
         _RECORDING.reset(token)
 

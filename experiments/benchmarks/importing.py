@@ -6,7 +6,8 @@ operating system's cache. Beside it, ours is read with each parameter dropped wh
 accelerator: what is left is what the host needs. Aims: a ratio of at most 1.0 of times and of peaks, and on the host at
 most 1.2 times the largest file.
 
-Run it with `python experiments/benchmarks/import.py --peers PYTHON`, the Python of an environment with diffusers.
+Run it with `python experiments/benchmarks/import.py --peers PYTHON`, the Python of an environment with diffusers; with
+`--device gpu` both load to a GPU.
 """
 
 import argparse
@@ -54,6 +55,9 @@ import torch
 from diffusers import UNet2DConditionModel
 ready = time.perf_counter()
 found = UNet2DConditionModel.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+if sys.argv[3] == "gpu":
+    found = found.to("cuda")
+    torch.cuda.synchronize()
 done = time.perf_counter()
 assert next(found.parameters()).dtype == torch.float32
 report = {"import": ready - begin, "load": done - ready, "all": done - begin}
@@ -65,6 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time loading a U-Net beside diffusers, and its peak memory.")
     parser.add_argument("--peers", default="", help="the Python of an environment with torch and diffusers")
     parser.add_argument("--rounds", type=int, default=5, help="loads of each")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"], help="where both load to")
     parser.add_argument("--small", action="store_true", help="a U-Net of a few megabytes, to try the benchmark itself")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +80,7 @@ def main() -> None:
         runs = {name: [] for name in children}
         for number in range(1 + options.rounds):
             for name, child in children.items():
-                found = measured(child, folder)
+                found = measured(child, folder, options.device)
                 if number:
                     runs[name].append(found)
     show(runs, size)
@@ -100,12 +105,13 @@ def checkpoint(folder: Path, config: dict) -> int:
     return path.stat().st_size
 
 
-def measured(child: tuple[str, str, str], folder: str) -> dict[str, float]:
+def measured(child: tuple[str, str, str], folder: str, device: str) -> dict[str, float]:
     """Run a child and return what it reports, with the time of its whole process."""
     python, code, where = child
     begin = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [python, "-c", code + PEAK, folder, where]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[device]}
+    command = [python, "-c", code + PEAK, folder, where, device]
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(output.splitlines()[-1]) | {"process": time.perf_counter() - begin}
 
