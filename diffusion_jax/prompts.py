@@ -225,7 +225,7 @@ def _clip(folder, end, known, *how, projects=False) -> _Encoder:
     if config["model_type"] == "clip":
         half |= config.get("text_config") or {}
         half["projection_dim"] = config.get("projection_dim", 512)
-    length, read = half["max_position_embeddings"], _reads(load_clip_text, encoder, known, *how)
+    length, read = half["max_position_embeddings"], _reads(load_clip_text, encoder, known, how)
     home = Path(folder).expanduser() / f"tokenizer{end}"
     tokens = clip_tokens(home, length=length, vocabulary=half["vocab_size"])
     return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, read)
@@ -236,11 +236,12 @@ def _t5(folder, end, known, length, *how) -> _Encoder:
     config = read_config(encoder, ("t5", "mt5"), "text")
     width, home = config.get("d_model", 512), Path(folder).expanduser() / f"tokenizer{end}"
     tokens = t5_tokenizer(home, length=length, vocabulary=config.get("vocab_size", 32128))
-    return _Encoder(length, width, 0, tokens, _reads(load_t5, encoder, known, *how))
+    return _Encoder(length, width, 0, tokens, _reads(load_t5, encoder, known, how))
 
 
-def _reads(load, encoder, known, dtype, variant, offload):
+def _reads(load, encoder, known, how):
     """Return ids to states by a network that is read when it is first needed."""
+    dtype, variant, offload = how
     dtype_of("what reads captions", dtype)
 
     def read(ids):

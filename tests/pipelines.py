@@ -104,6 +104,12 @@ def random_t5(folder: Path, end: str, width: int) -> None:
     params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     shutil.rmtree(folder / f"text_encoder{end}", ignore_errors=True)
     write(folder / f"text_encoder{end}", config, export(GATED, params))
+    shutil.rmtree(folder / f"tokenizer{end}", ignore_errors=True)
+    t5_tokenizer(folder / f"tokenizer{end}")
+
+
+def t5_tokenizer(folder: Path) -> None:
+    """Write a T5's tokenizer, whose pieces are letters."""
     model = tokenizers.models.Unigram(
         [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "\u2581", *LETTERS)], unk_id=2
     )
@@ -111,11 +117,10 @@ def random_t5(folder: Path, end: str, width: int) -> None:
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="always")
     made.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     made.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    shutil.rmtree(folder / f"tokenizer{end}", ignore_errors=True)
-    (folder / f"tokenizer{end}").mkdir()
-    made.save(str(folder / f"tokenizer{end}" / "tokenizer.json"))
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
     ends = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "tokenizer_class": "T5TokenizerFast"}
-    (folder / f"tokenizer{end}" / "tokenizer_config.json").write_text(json.dumps(ends))
+    (folder / "tokenizer_config.json").write_text(json.dumps(ends))
 
 
 def ddpm(folder: Path) -> Path:

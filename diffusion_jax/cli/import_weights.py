@@ -7,14 +7,15 @@
         --config.negative="blurry" --config.guidance.scale=7.5 --config.size="(512, 768)"
 
 --from SOURCE      a folder that diffusers wrote, of a pipeline or of a network; a repository of huggingface.co; or a
-                   file: of Stable Diffusion 1, 2 or XL, of EDM (.pkl), or of DiT (.pt)
+                   file: of Stable Diffusion 1, 2, XL or 3, of EDM (.pkl), or of DiT (.pt)
 --to WORKDIR       the folder of the run, which must not hold one yet
 --dtype NAME       what the network computes, and is kept, in: float32 or bfloat16
 --text_dtype NAME  the same of what reads prompts, and
 --latent_dtype NAME of what decodes latents; both float32 unless said
 --offload          keep both in the host's memory, and on the device only while they are used
 --variant NAME     of the files of weights, as fp16
---tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`
+--tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`, and of 3
+                   one with `tokenizer_3` besides
 --prediction NAME  of a single file, which does not say: eps or v; it is needed of version 2 alone
 
 No pickled code is run. The network's parameters are written to WORKDIR; the autoencoder and what reads prompts stay

@@ -24,13 +24,14 @@ from diffusion_jax.pretrained import (
     sd3,
     single_file,
     t5,
+    transformer_file,
     unet,
     vae,
     vq,
 )
 from diffusion_jax.pretrained.parts import INDEX, Pipeline, pipeline_of
 from diffusion_jax.pretrained.rules import Put, Table, called
-from diffusion_jax.pretrained.tensors import CONFIG, open_file, read_config
+from diffusion_jax.pretrained.tensors import CONFIG, behind, open_file, read_config
 
 
 class Family(NamedTuple):
@@ -93,18 +94,21 @@ def with_weights(path: str | Path, subfolder: str = "", *, variant: str = "", re
 
 
 def _file(path, said, **options):
-    """Read a single file: of EDM's or DiT's authors a network, else a whole model, of which something may be `said`."""
+    """Read a single file: of some authors a network alone, else a whole model, of which something may be `said`."""
     if path.suffix == ".pkl":
         read = functools.partial(edm.load_edm, path)
     else:
         tensors = open_file(path)
-        if not dit.is_file(tensors):
+        inner = behind(tensors, single_file.NETWORK)
+        if transformer_file.kind_of(tensors):
+            read = functools.partial(transformer_file.read_transformer, tensors)
+        elif dit.is_file(tensors) and not transformer_file.kind_of(inner):
+            read = lambda **options: called(dit.DiTCall, dit.read_dit_file(tensors, **options))  # noqa: E731
+        else:
             return single_file.pipeline_of(tensors, **said, **options)
-        read = functools.partial(dit.read_dit_file, tensors)
     if any(said.values()):
         raise ValueError(f"load: {path} is a network alone; neither `tokenizer` nor `prediction` is of it.")
-    found = read(**options)
-    return found if path.suffix == ".pkl" else called(dit.DiTCall, found)
+    return read(**options)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

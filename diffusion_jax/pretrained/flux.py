@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from diffusion_jax.nets.flux import flux
 from diffusion_jax.pretrained.rules import Call, Pretrained, Put, Table, linear, load
 from diffusion_jax.pretrained.sd3 import ends, example_of, one_stream, per_example, two_streams, width_of
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KIND = "FluxTransformer2DModel"
@@ -27,11 +27,18 @@ def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "", 
     """
     config = _DEFAULTS | read_config(folder, (KIND,), "load_flux")
     _check(config, folder)
+    return read_flux(config, open_tensors(folder, variant=variant), dtype, put=put)
+
+
+def read_flux(
+    config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
+) -> Pretrained:
+    """Read the Flux of a whole config; `table` has the rules of files that diffusers did not write."""
     module = flux(**keywords_of(config), dtype=dtype)
     x, t, cond = example_of(config, 2, config["in_channels"] // 4)
     if config["guidance_embeds"]:
         cond["guidance"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, (x, t, cond), dtype=dtype, put=put)
+    params = load(table or table_of(config), tensors, module, (x, t, cond), dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 

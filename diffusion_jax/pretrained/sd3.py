@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.mmdit import groups_of, mmdit
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Pretrained, Put, Rule, Table, linear, load, swapped
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KIND = "SD3Transformer2DModel"
@@ -25,9 +25,16 @@ def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "", p
     """
     config = _DEFAULTS | read_config(folder, (KIND,), "load_sd3")
     _check(config, folder)
+    return read_sd3(config, open_tensors(folder, variant=variant), dtype, put=put)
+
+
+def read_sd3(
+    config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
+) -> Pretrained:
+    """Read the transformer of a whole config; `table` has the rules of files that diffusers did not write."""
     module = mmdit(**keywords_of(config), dtype=dtype)
     example = example_of(config, config["patch_size"], config["in_channels"])
-    params = load(table_of(config), open_tensors(folder, variant=variant), module, example, dtype=dtype, put=put)
+    params = load(table or table_of(config), tensors, module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 

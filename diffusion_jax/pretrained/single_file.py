@@ -1,4 +1,4 @@
-"""Single files of whole models, as the authors of Stable Diffusion 1, 2 and XL wrote them.
+"""Single files of whole models, as the authors of Stable Diffusion 1, 2, XL and 3 wrote them.
 
                     begins with                                                     is
     U-Net           model.diffusion_model.                                          unet
@@ -7,13 +7,18 @@
     text, 2         cond_stage_model.model.              OpenCLIP                   text_encoder
     text, XL        conditioner.embedders.0.transformer. CLIP                       text_encoder
                     conditioner.embedders.1.model.       OpenCLIP                   text_encoder_2
+    transformer     model.diffusion_model.               see `transformer_file.py`  transformer
+    text, 3         text_encoders.clip_l.transformer.    CLIP                       text_encoder
+                    text_encoders.clip_g.transformer.    OpenCLIP, as transformers  text_encoder_2
+                    text_encoders.t5xxl.transformer.     T5                         text_encoder_3
 
 There is no config. Shapes give all sizes, written down as configs of diffusers and transformers, by which a network is
 built and can be saved; what they do not give is known: heads are 64 wide, but in the U-Net of version 1, which has 8 at
 every level. What reads the text of version 2 is OpenCLIP without its last block.
 
 Nor is there a tokenizer, or a word of the path: versions 1 and XL predict the noise unless it is said that they do not;
-of version 2 there are both. Images are 64 pixels of latents high, 96 in version 2 that predicts v, 128 in XL.
+of version 2 there are both, and 3 predicts eps - x0. Images are 64 pixels of latents high, 96 in version 2 that
+predicts v, 128 in XL and 3.
 """
 
 import itertools
@@ -22,35 +27,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained.blocks import residual
 from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
-from diffusion_jax.pretrained.parts import Parts, Pipeline
+from diffusion_jax.pretrained.parts import TOKENIZERS, Parts, Pipeline
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
+from diffusion_jax.pretrained.t5 import T5Call, config_of, read_t5
 from diffusion_jax.pretrained.tensors import Tensors, behind
-from diffusion_jax.pretrained.tokenizer import clip_tokenizer
+from diffusion_jax.pretrained.transformer_file import kind_of, read_transformer
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
 
 _HEAD = 64
-_SCALES = {False: 0.18215, True: 0.13025}  # of latents, by whether it is XL
-_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+NETWORK, _VAE = "model.diffusion_model.", "first_stage_model."
 _TRAINED = "state_dict."  # before all names, where the file is a checkpoint of training
-_CLIP = {"cond_stage_model.transformer.": "text_encoder", "conditioner.embedders.0.transformer.": "text_encoder"}
-_OPEN = {"cond_stage_model.model.": "text_encoder", "conditioner.embedders.1.model.": "text_encoder_2"}
+FLOW = "flow"  # what is predicted, and cannot be said to be otherwise
+
+
+class Reader(NamedTuple):
+    """What reads texts, its tokenizer, and whether that fills rows with the token 0."""
+
+    kind: str
+    tokenizer: str = "CLIPTokenizer"
+    zeros: bool = False
 
 
 class Version(NamedTuple):
     """What a file does not say: of what kind the pipeline is, its path, what is predicted, and the sides of latents.
 
-    Readers of texts are named by their ends; True is of those that are OpenCLIP's.
+    Readers of texts are named by their ends.
     """
 
     kind: str
-    texts: Mapping[str, bool]
+    texts: Mapping[str, Reader]
     scheduler: Mapping[str, Any]
-    sides: Mapping[str, int]
+    sides: Mapping[str, int] = {}
     predicts: str = ""
+    network: tuple[str, str] = ("unet", "UNet2DConditionModel")
     settings: Mapping[str, Any] = {}
 
 
@@ -60,54 +75,64 @@ def pipeline_of(
     """Return the networks of a file as parts, which are read when they are asked for.
 
     `prediction` is "eps" or "v", and "" what is usual of the version; `tokenizer` is the folder of one, or where the
-    version has two, a folder that holds `tokenizer` and `tokenizer_2`.
+    version has several, a folder that holds `tokenizer`, `tokenizer_2` and for version 3 `tokenizer_3`.
     """
     if _present(tensors, [_TRAINED]):
         tensors = behind(tensors, _TRAINED)
     version = next((VERSIONS[prefix] for prefix in _present(tensors, VERSIONS)), None)
     predicts = prediction or (version.predicts if version else "")
-    kind = lookup(_PREDICTIONS, predicts, "prediction of a single file") if predicts else ""
+    if version and version.predicts == FLOW != predicts:
+        raise ValueError(f"load: a {version.kind} predicts eps - x0, and not {predicts!r}: leave `prediction` out.")
+    flows = {FLOW: ""} if version and version.predicts == FLOW else {}
+    kind = lookup(_PREDICTIONS | flows, predicts, "prediction of a single file") if predicts else ""
     side = version.sides.get(predicts, 64) if version else 64
-    scale = _SCALES[bool(_present(tensors, ["conditioner."]))]
     openers: dict[str, Callable[[], Any]] = {}
-    for prefix in _present(tensors, (_UNET, _VAE, *_CLIP, *_OPEN)):
-        own = behind(tensors, prefix)
-        if prefix == _UNET:
-            openers["unet"] = partial(read_ldm_unet, own, dtype, put, side=side)
-        elif prefix == _VAE:
-            openers["vae"] = partial(read_ldm_vae, own, dtype, put, scale=scale)
-        elif prefix in _CLIP:
-            openers[_CLIP[prefix]] = partial(read_openai_text, own, dtype, put)
-        else:
-            openers[_OPEN[prefix]] = partial(read_open_text, own, dtype, put, whole=prefix.startswith("conditioner"))
+    for prefix in _present(tensors, (NETWORK, _VAE, *_TEXTS)):
+        name, read = _reader(prefix, tensors, side)
+        openers[name] = partial(read, behind(tensors, prefix), dtype, put)
     if not openers:
         raise ValueError(
             f"load: {tensors.source} is of no whole model: no name in it begins with "
-            f"{', '.join((_UNET, _VAE, *_CLIP, *_OPEN))}. An autoencoder alone is read by "
+            f"{', '.join((NETWORK, _VAE, *_TEXTS))}. An autoencoder alone is read by "
             "pretrained.vae.load_vae_file, which is told its scale, and anything else from a folder with a config.json."
         )
-    if version is None or not {"unet", "vae", *(f"text_encoder{end}" for end in version.texts)} <= openers.keys():
+    if version is None or not _needed(version) <= openers.keys():
         return Pipeline(Parts(openers), {}, {})
     folders = _tokenizers(Path(tokenizer).expanduser(), version) if tokenizer else {}
-    openers |= {name: partial(clip_tokenizer, folder) for name, folder in folders.items()}
-    scheduler = {**version.scheduler, "prediction_type": kind} if kind else {}
+    openers |= {name: partial(TOKENIZERS[_tokenizer(version, name)], folder) for name, folder in folders.items()}
+    scheduler = {**version.scheduler, **({"prediction_type": kind} if kind else {})} if predicts else {}
     return Pipeline(Parts(openers), scheduler, _index(version), folders)
+
+
+def _reader(prefix, tensors, side):
+    """Return the name of the part behind a prefix, and what reads it, (tensors, dtype, put)."""
+    if prefix in _TEXTS:
+        return _TEXTS[prefix]
+    kind = kind_of(behind(tensors, NETWORK))
+    if prefix == _VAE:
+        xl = not kind and _present(tensors, ["conditioner."])
+        return "vae", partial(read_ldm_vae, **_LATENTS["XL" if xl else kind])
+    return ("transformer", read_transformer) if kind else ("unet", partial(read_ldm_unet, side=side))
+
+
+def _needed(version):
+    """Return the names of the networks of a version."""
+    return {version.network[0], "vae", *(f"text_encoder{end}" for end in version.texts)}
 
 
 def _index(version) -> dict[str, Any]:
     """Return the model_index.json of a version."""
-    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": version.scheduler["_class_name"]}
+    parts = dict([version.network, ("vae", "AutoencoderKL"), ("scheduler", version.scheduler["_class_name"])])
     index = {name: ["diffusers", kind] for name, kind in parts.items()}
-    for end in version.texts:
-        projects = "WithProjection" if end else ""
-        index[f"text_encoder{end}"] = ["transformers", f"CLIPTextModel{projects}"]
-        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+    for end, reader in version.texts.items():
+        index[f"text_encoder{end}"] = ["transformers", reader.kind]
+        index[f"tokenizer{end}"] = ["transformers", reader.tokenizer]
     return {"_class_name": version.kind, **index, **version.settings}
 
 
 def _tokenizers(folder, version) -> dict[str, Path]:
     """Return the folder of each tokenizer, of which those of OpenCLIP fill rows with the token 0."""
-    names = {f"tokenizer{end}": opened for end, opened in version.texts.items()}
+    names = {f"tokenizer{end}": reader.zeros for end, reader in version.texts.items()}
     found = {name: folder / name for name in names}
     if len(names) == 1 and not found["tokenizer"].is_dir():
         found = {"tokenizer": folder}
@@ -117,14 +142,20 @@ def _tokenizers(folder, version) -> dict[str, Path]:
             f"load: tokenizer is {folder}, which has no {' and no '.join(missing)}; a {version.kind} is read by "
             f"{' and '.join(names)}: give a folder that holds them."
         )
-    for name, opened in names.items():
-        ids = clip_tokenizer(found[name])([""])[0]
-        if opened and ids[-1] != 0:
+    for name, zeros in names.items():
+        words = TOKENIZERS[_tokenizer(version, name)](found[name])([""])
+        if zeros and words[0, -1] != 0:
             raise ValueError(
-                f"load: {found[name]} fills rows with the token {ids[-1]}, as the first CLIP does; OpenCLIP, which "
-                f"reads the prompts of this file, fills them with 0: give the tokenizer of a {version.kind} like it."
+                f"load: {found[name]} fills rows with the token {words[0, -1]}, as the first CLIP does; OpenCLIP, "
+                f"which reads the prompts of this file, fills them with 0: give the tokenizer of a {version.kind} "
+                "like it."
             )
     return found
+
+
+def _tokenizer(version, name):
+    """Return the class of a tokenizer."""
+    return version.texts[name.removeprefix("tokenizer")].tokenizer
 
 
 def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None, *, side: int = 64) -> Pretrained:
@@ -133,13 +164,15 @@ def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None, *, side: int = 
     return called(UNetCall, read_unet(config, tensors, dtype, table=unet_table(config), put=put))
 
 
-def read_ldm_vae(tensors: Tensors, dtype: str, put: Put = None, *, scale: float) -> Pretrained:
+def read_ldm_vae(tensors: Tensors, dtype: str, put: Put = None, *, scale: float, shift: float = 0.0) -> Pretrained:
     """Read an autoencoder."""
-    return called(VAECall, read_vae_file(tensors, scale=scale, dtype=dtype, put=put))
+    return called(VAECall, read_vae_file(tensors, scale=scale, shift=shift, dtype=dtype, put=put))
 
 
-def read_openai_text(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
-    """Read a text's network in the spelling of transformers."""
+def read_openai_text(
+    tensors: Tensors, dtype: str, put: Put = None, *, feed: str = "quick_gelu", projects: bool = False
+) -> Pretrained:
+    """Read a text's network in the spelling of transformers; a projection that is not there is the identity."""
     prefix = "text_model." if any(name.startswith("text_model.") for name in tensors.shapes) else ""
     config = _text_config(
         tensors,
@@ -147,7 +180,22 @@ def read_openai_text(tensors: Tensors, dtype: str, put: Put = None) -> Pretraine
         positions=f"{prefix}embeddings.position_embedding.weight",
         block=f"{prefix}encoder.layers.{{}}.mlp.fc1.weight",
     )
-    return called(ClipTextCall, read_clip_text(config | {"hidden_act": "quick_gelu"}, tensors, dtype, put=put))
+    if projects:
+        config |= {"architectures": ["CLIPTextModelWithProjection"]}
+        tensors = _projecting(tensors, config["hidden_size"])
+        config |= {"projection_dim": tensors.shapes[_PROJECTION][0]}
+    return called(ClipTextCall, read_clip_text(config | {"hidden_act": feed}, tensors, dtype, put=put))
+
+
+def _projecting(tensors, width):
+    """Return tensors with a projection."""
+    if _PROJECTION in tensors.shapes:
+        return tensors
+    one = np.eye(width, dtype=np.float32)
+    shapes, dtypes = (
+        {**found, _PROJECTION: new} for found, new in ((tensors.shapes, one.shape), (tensors.dtypes, one.dtype))
+    )
+    return Tensors(shapes, lambda name: one if name == _PROJECTION else tensors.read(name), tensors.source, dtypes)
 
 
 def read_open_text(tensors: Tensors, dtype: str, put: Put = None, *, whole: bool) -> Pretrained:
@@ -161,6 +209,11 @@ def read_open_text(tensors: Tensors, dtype: str, put: Put = None, *, whole: bool
     else:
         config["num_hidden_layers"] -= 1
     return called(ClipTextCall, read_clip_text(config, tensors, dtype, table=open_table(config), put=put))
+
+
+def read_t5_text(tensors: Tensors, dtype: str, put: Put = None) -> Pretrained:
+    """Read a T5."""
+    return called(T5Call, read_t5(config_of(tensors), tensors, dtype, put=put))
 
 
 def unet_config(tensors: Tensors) -> dict[str, Any]:
@@ -178,7 +231,7 @@ def unet_config(tensors: Tensors) -> dict[str, Any]:
     if not all(levels) or any(name not in shapes for name in (first, last, told)):
         raise ValueError(
             f"load: {tensors.source} has no U-Net that is known: one of {', '.join((first, last, told))} and "
-            f"input_blocks.1.0.in_layers.0.weight is not behind '{_UNET}'."
+            f"input_blocks.1.0.in_layers.0.weight is not behind '{NETWORK}'."
         )
     layers = [_count(shapes, f"input_blocks.{level[0]}.1.transformer_blocks.{{}}.norm1.weight") for level in levels]
     widths = [shapes[f"input_blocks.{level[0]}.0.out_layers.3.weight"][0] for level in levels]
@@ -289,6 +342,13 @@ def _count(shapes, pattern):
 _RESIDUAL = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
 _POOLED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
 
+_PROJECTION = "text_projection.weight"
+_LATENTS = {  # "" and "XL" of U-Nets, and by the kind of a transformer
+    "": {"scale": 0.18215},
+    "XL": {"scale": 0.13025},
+    "SD3Transformer2DModel": {"scale": 1.5305, "shift": 0.0609},
+    "FluxTransformer2DModel": {"scale": 0.3611, "shift": 0.1159},
+}
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 _PATH = {
     "num_train_timesteps": 1000,
@@ -300,17 +360,36 @@ _PATH = {
 _DDIM = {"_class_name": "DDIMScheduler", **_PATH, "clip_sample": False, "set_alpha_to_one": False}
 _EULER = {"_class_name": "EulerDiscreteScheduler", **_PATH, "timestep_spacing": "leading"}
 _UNCHECKED = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+_ONE, _TWO = Reader("CLIPTextModel"), Reader("CLIPTextModel", zeros=True)
+_PAIR = {end: Reader("CLIPTextModelWithProjection", zeros=bool(end)) for end in ("", "_2")}
+_THREE = "text_encoders.clip_{}.transformer."
+_TEXTS: Mapping[str, tuple[str, Callable[..., Any]]] = {  # what reads texts, and how it is read
+    "cond_stage_model.transformer.": ("text_encoder", read_openai_text),
+    "cond_stage_model.model.": ("text_encoder", partial(read_open_text, whole=False)),
+    "conditioner.embedders.0.transformer.": ("text_encoder", read_openai_text),
+    "conditioner.embedders.1.model.": ("text_encoder_2", partial(read_open_text, whole=True)),
+    _THREE.format("l"): ("text_encoder", partial(read_openai_text, projects=True)),
+    _THREE.format("g"): ("text_encoder_2", partial(read_openai_text, feed="gelu", projects=True)),
+    "text_encoders.t5xxl.transformer.": ("text_encoder_3", read_t5_text),
+}
 VERSIONS = {  # by what the names of a file that reads texts begin with
     "cond_stage_model.transformer.": Version(
-        "StableDiffusionPipeline", {"": False}, _DDIM, {}, predicts="eps", settings=_UNCHECKED
+        "StableDiffusionPipeline", {"": _ONE}, _DDIM, predicts="eps", settings=_UNCHECKED
     ),
-    "cond_stage_model.model.": Version("StableDiffusionPipeline", {"": True}, _DDIM, {"v": 96}, settings=_UNCHECKED),
+    "cond_stage_model.model.": Version("StableDiffusionPipeline", {"": _TWO}, _DDIM, {"v": 96}, settings=_UNCHECKED),
     "conditioner.embedders.0.transformer.": Version(
         "StableDiffusionXLPipeline",
-        {"": False, "_2": True},
+        {"": _ONE, "_2": _PAIR["_2"]},
         _EULER,
         {"eps": 128, "v": 128},
         predicts="eps",
         settings={"force_zeros_for_empty_prompt": True},
+    ),
+    _THREE.format("l"): Version(
+        "StableDiffusion3Pipeline",
+        {**_PAIR, "_3": Reader("T5EncoderModel", "T5TokenizerFast")},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+        predicts=FLOW,
+        network=("transformer", "SD3Transformer2DModel"),
     ),
 }

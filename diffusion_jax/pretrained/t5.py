@@ -17,8 +17,13 @@ from diffusion_jax.types import Array
 def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read T5 1.0, 1.1, FLAN or mT5; it computes, and is kept, in `dtype`."""
     config = read_config(folder, tuple(_DEFAULTS), "load_t5")
+    return read_t5(config, open_tensors(folder, variant=variant), dtype, put=put)
+
+
+def read_t5(config: dict[str, Any], tensors: Tensors, dtype: str, *, put: Put = None) -> Pretrained:
+    """Read the encoder of a config."""
     config = _DEFAULTS[config["model_type"]] | config
-    feed, activation = _feed(config["feed_forward_proj"], folder)
+    feed, activation = _feed(config["feed_forward_proj"], tensors.source)
     module = t5(
         vocabulary=config["vocab_size"],
         width=config["d_model"],
@@ -33,7 +38,6 @@ def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "", pu
         epsilon=config["layer_norm_epsilon"],
         dtype=dtype,
     )
-    tensors = open_tensors(folder, variant=variant)
     _check_tied(tensors)
     example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = load(table_of(config), tensors, module, (example,), dtype=dtype, put=put)
@@ -51,6 +55,31 @@ class T5Call(Call):
 def table_of(config: Mapping[str, Any]) -> Table:
     """Return the rules of a config."""
     return GATED if _feed(config["feed_forward_proj"], "the config")[0] == "gated" else PLAIN
+
+
+def config_of(tensors: Tensors) -> dict[str, Any]:
+    """Return the config that transformers would have of the shapes of an encoder with gated layers, as of T5 1.1."""
+    shapes, first = tensors.shapes, "encoder.block.0.layer"
+    places, heads, dense = (
+        f"{first}.0.SelfAttention.relative_attention_bias.weight",
+        f"{first}.0.SelfAttention.q.weight",
+        f"{first}.1.DenseReluDense.wi_0.weight",
+    )
+    missing = [name for name in (_SHARED, places, heads, dense) if name not in shapes]
+    if missing:
+        raise ValueError(f"load: {tensors.source} has no T5 that is known: it lacks {', '.join(missing)}.")
+    depth = sum(name.endswith("SelfAttention.q.weight") for name in shapes)
+    return {
+        "model_type": "t5",
+        "vocab_size": shapes[_SHARED][0],
+        "d_model": shapes[_SHARED][1],
+        "d_kv": shapes[heads][0] // shapes[places][1],
+        "d_ff": shapes[dense][0],
+        "num_layers": depth,
+        "num_heads": shapes[places][1],
+        "relative_attention_num_buckets": shapes[places][0],
+        "feed_forward_proj": "gated-gelu",
+    }
 
 
 def _feed(name: str, folder) -> tuple[str, str]:

@@ -13,16 +13,20 @@ import safetensors.numpy
 
 from diffusion_jax.nets.clip import clip_text
 from diffusion_jax.nets.network import initialize
+from diffusion_jax.nets.t5 import t5
 from diffusion_jax.nets.unet import unet
 from diffusion_jax.nets.vae import vae
 from diffusion_jax.pretrained import load, save
 from diffusion_jax.pretrained.clip import TEXT
 from diffusion_jax.pretrained.rules import export
 from diffusion_jax.pretrained.single_file import VERSIONS, open_table, unet_table
+from diffusion_jax.pretrained.t5 import GATED
 from diffusion_jax.pretrained.unet import complete, keywords_of, table_of
 from diffusion_jax.pretrained.vae import ldm_table
 from tests import pipelines
 from tests.nets.tiny import stirred
+from tests.pretrained.test_transformer_file import network as transformer
+from tests.pretrained.test_transformer_file import spelled
 from tests.pretrained.test_weights import plain, write_zip
 
 SD = {
@@ -70,6 +74,13 @@ def reader(depth, projection, feed):
     return stirred(initialize(module, jax.random.key(1), (jax.ShapeDtypeStruct((1, 1), jnp.int32),)))
 
 
+@functools.cache
+def long_reader():
+    """Return parameters of a T5."""
+    module = t5(vocabulary=30, width=12, depth=2, heads=2, head_width=4, hidden=20, buckets=8)
+    return stirred(initialize(module, jax.random.key(3), (jax.ShapeDtypeStruct((1, 1), jnp.int32),)))
+
+
 def openclip(params, *, left=0):
     """Spell a text's network as OpenCLIP does, with blocks that are left out, and what else lies there."""
     depth = params["blocks"]["norm_1"]["scale"].shape[0]
@@ -92,8 +103,11 @@ def autoencoder():
 
 def whole(kind, path):
     """Write a whole model of a version into a file."""
-    config, params = network(kind)
-    tensors = behind("model.diffusion_model.", export(unet_table(config), params))
+    if kind == "3":
+        tensors = behind("model.diffusion_model.", spelled("3.5 medium"))
+    else:
+        config, params = network(kind)
+        tensors = behind("model.diffusion_model.", export(unet_table(config), params))
     tensors |= behind("model_ema.", {"decay": np.zeros(())})
     tensors |= behind("first_stage_model.", export(ldm_table((32, 64)), autoencoder()))
     openai = export(TEXT, reader(2, 0, "quick_gelu"))
@@ -104,6 +118,10 @@ def whole(kind, path):
     if kind == "XL":
         tensors |= behind("conditioner.embedders.0.transformer.", openai)
         tensors |= behind("conditioner.embedders.1.model.", openclip(reader(3, 12, "gelu")))
+    if kind == "3":
+        tensors |= behind("text_encoders.clip_l.transformer.", openai)
+        tensors |= behind("text_encoders.clip_g.transformer.", export(TEXT, reader(3, 12, "gelu")))
+        tensors |= behind("text_encoders.t5xxl.transformer.", export(GATED, long_reader()))
     safetensors.numpy.save_file(tensors, path)
     return path
 
@@ -147,6 +165,25 @@ def test_a_file_is_the_pipeline_of_its_networks(kind, tmp_path):
         assert text.module.network.shape.feed == "gelu" and text.config["num_attention_heads"] == 1
 
 
+def test_a_file_of_version_3_has_its_transformer_and_three_readers(tmp_path):
+    """A projection that is not in the file is the identity."""
+    pipeline = load(whole("3", tmp_path / "a.safetensors"))
+    assert set(pipeline.parts) == {"transformer", "vae", *(f"text_encoder{end}" for end in ("", "_2", "_3"))}
+    same(pipeline.parts["transformer"].params, transformer("3.5 medium")[1])
+    assert pipeline.parts["vae"].config["scaling_factor"] == 1.5305
+    assert pipeline.parts["vae"].config["shift_factor"] == 0.0609
+    first, second, third = (pipeline.parts[f"text_encoder{end}"] for end in ("", "_2", "_3"))
+    kernel = first.params.pop("projection")["kernel"]
+    np.testing.assert_array_equal(kernel, np.eye(64))
+    same(first.params, reader(2, 0, "quick_gelu"))
+    same(second.params, reader(3, 12, "gelu"))
+    same(third.params, long_reader())
+    assert (first.config["hidden_act"], second.config["hidden_act"]) == ("quick_gelu", "gelu")
+    assert (third.config["num_heads"], third.config["d_kv"], third.config["d_ff"]) == (2, 4, 20)
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline predicts eps - x0, and not 'v'"):
+        load(tmp_path / "a.safetensors", prediction="v")
+
+
 def test_a_part_of_a_file_is_its_subfolder_and_is_saved_as_a_folder(tmp_path):
     path = whole("XL", tmp_path / "a.safetensors")
     for part in ("unet", "text_encoder_2"):
@@ -182,22 +219,27 @@ def tokenizers(folder, first="<|endoftext|>", second="a"):
         ("cond_stage_model.model.", "eps"),
         ("cond_stage_model.model.", "v"),
         ("conditioner.embedders.0.transformer.", ""),
+        ("text_encoders.clip_l.transformer.", ""),
     ],
 )
 def test_a_file_with_its_tokenizer_is_saved_as_a_pipeline(begins, prediction, tmp_path):
-    kind = dict(zip(VERSIONS, KINDS, strict=True))[begins]
+    kind = dict(zip(VERSIONS, (*KINDS, "3"), strict=True))[begins]
     path, folder = whole(kind, tmp_path / "a.safetensors"), tokenizers(tmp_path / "words")
-    tokenizer = folder if kind == "XL" else folder / ("tokenizer_2" if kind == "2" else "tokenizer")
+    pipelines.t5_tokenizer(folder / "tokenizer_3")
+    tokenizer = folder if kind in ("XL", "3") else folder / ("tokenizer_2" if kind == "2" else "tokenizer")
     one = load(path, tokenizer=tokenizer, prediction=prediction)
     two = load(save(one, tmp_path / "a"))
     assert {*one.parts} == {*two.parts} and one.config == two.config and one.scheduler == two.scheduler
-    assert one.scheduler["prediction_type"] == ("v_prediction" if prediction == "v" else "epsilon")
-    assert one.parts["unet"].config["sample_size"] == {"1": 64, "2": 96 if prediction == "v" else 64, "XL": 128}[kind]
+    name = "transformer" if kind == "3" else "unet"
+    if kind != "3":
+        assert one.scheduler["prediction_type"] == ("v_prediction" if prediction == "v" else "epsilon")
+    sides = {"1": 64, "2": 96 if prediction == "v" else 64, "XL": 128, "3": 128}
+    assert one.parts[name].config["sample_size"] == sides[kind]
     for part in {*one.parts} - {*one.tokenizers}:
         same(one.parts[part].params, two.parts[part].params)
         assert one.parts[part].config == two.parts[part].config
     for part in one.tokenizers:
-        np.testing.assert_array_equal(one.parts[part](["ab c"]), two.parts[part](["ab c"]))
+        same(*(pipeline.parts[part](["ab c"]) for pipeline in (one, two)))
 
 
 def test_what_a_file_does_not_say_is_asked_for(tmp_path):
