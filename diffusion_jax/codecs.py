@@ -11,8 +11,8 @@ from diffusion_jax.denoisers.latent import Latents, latents
 from diffusion_jax.naming import choose
 from diffusion_jax.nets.checks import dtype_of
 from diffusion_jax.nets.vae import Posterior, mode
-from diffusion_jax.pretrained.held import held
-from diffusion_jax.pretrained.tensors import read_config
+from diffusion_jax.pretrained.held import check, held
+from diffusion_jax.pretrained.tensors import of_config, read_config
 from diffusion_jax.pretrained.vae import complete, load_vae
 from diffusion_jax.pretrained.vq import load_vq
 from diffusion_jax.types import Params
@@ -22,12 +22,14 @@ class Codec(NamedTuple):
     """A pixel of the latents is `factor` by `factor` pixels of an image of `channels`.
 
     `params()` reads the weights, and `ways(params)` gives the maps between images in [-1, 1] and what is diffused.
+    `check()` refuses weights that cannot be read, or are not those that they were.
     """
 
     factor: int
     channels: int
     params: Callable[[], Params]
     ways: Callable[[Params], Latents]
+    check: Callable[[], None]
 
 
 def make_codec(spec: Any) -> Codec | None:
@@ -65,7 +67,12 @@ def _codec(load, kinds, folder, known, how):
 
         return latents(encode, lambda z: read.decode(params, z), mean=read.mean, std=read.std)
 
-    return Codec(2 ** (len(config["block_out_channels"]) - 1), config["in_channels"], lambda: network().params, ways)
+    def checked():
+        check(load, folder, known=known, dtype=how["dtype"], variant=how["variant"])
+
+    with of_config(folder):
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return Codec(factor, config["in_channels"], lambda: network().params, ways, checked)
 
 
 CODECS = {"none": none, "vae": vae, "vq": vq}

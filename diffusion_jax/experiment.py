@@ -166,8 +166,14 @@ def start(config: Any, training: Training) -> TrainState:
     module, example = training.model.module, _example(training)
     key = jax.random.fold_in(jax.random.key(config["seed"]), 0)
     if training.begin is not None:
-        return _started(config, training, training.begin(shapes_of(module, example)))
+        return _started(config, training, training.begin.read(shapes_of(module, example)))
     return _started(config, training, initialize(module, key, example))
+
+
+def check_start(training: Training) -> None:
+    """Refuse a run to begin with whose network is another."""
+    if training.begin is not None:
+        training.begin.check(shapes_of(training.model.module, _example(training)))
 
 
 def state_shapes(config: Any, training: Training) -> TrainState:

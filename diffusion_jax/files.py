@@ -22,6 +22,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that is none or cannot be made, before there is something to write into it."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "a file" if not above.is_dir() else "a folder that cannot be written to"
+        raise ValueError(
+            f"{option} is {path}, but {above} is {what}; give another folder, or one that is not there yet."
+        )
+
+
 def trusted(path: str | Path, subject: str) -> Path:
     """Return the path of a file that is there and no pickle, or raise an error that begins with `subject`."""
     path = Path(path).expanduser()

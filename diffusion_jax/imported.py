@@ -9,6 +9,8 @@ The network's parameters become a checkpoint and everything else entries of the 
 prompts are not trained, so they stay where they are: the config has their folder and a hash of their files.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +21,20 @@ from diffusion_jax import workdir as folders
 from diffusion_jax.codecs import make_codec
 from diffusion_jax.config import made_by
 from diffusion_jax.data.source import Info
-from diffusion_jax.experiment import make_model
+from diffusion_jax.experiment import called_with, make_model
 from diffusion_jax.naming import lookup
+from diffusion_jax.nets.checks import dtype_of
 from diffusion_jax.nets.condition import Told
+from diffusion_jax.nets.network import shapes_of
 from diffusion_jax.pretrained import dit, edm, hub, load, save, sd3, unet
 from diffusion_jax.pretrained import flux as pretrained_flux
 from diffusion_jax.pretrained.families import with_weights
 from diffusion_jax.pretrained.parts import INDEX, SCHEDULER, Pipeline, read_index
-from diffusion_jax.pretrained.rules import Pretrained
+from diffusion_jax.pretrained.rules import Pretrained, unread
 from diffusion_jax.pretrained.schedulers import Recipe, plain_recipe, read_scheduler
 from diffusion_jax.pretrained.tensors import CONFIG, identity, read_config
-from diffusion_jax.sampler import DISTILLED, make_sampler
+from diffusion_jax.pretrained.tokenizer import words_of
+from diffusion_jax.sampler import DISTILLED, check_beside, make_sampler
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import start_state
@@ -104,6 +109,8 @@ def read_imported(
     A single file of a whole model is first written as a pipeline to the folder `parts`, where what reads prompts and
     what decodes stay; `tokenizer` and `prediction` are what it does not hold: see `pretrained.load`.
     """
+    for name, value in {"dtype": dtype, "text_dtype": text_dtype, "latent_dtype": latent_dtype}.items():
+        dtype_of(f"import_weights, --{name}", value)
     said = {"tokenizer": tokenizer, "prediction": prediction}
     found, folder = None, hub.found(source)
     if folder.is_file():
@@ -111,6 +118,12 @@ def read_imported(
             raise ValueError(f"import_weights: --variant is of files in folders, and {source} is a file; leave it out.")
         found = load(folder, **said)
         if isinstance(found, Pipeline):
+            if not found.config:
+                raise ValueError(
+                    f"import_weights: of a pipeline, {source} holds {', '.join(found.parts)} alone; it takes a "
+                    "network, an autoencoder and all that reads prompts. Put them together as a folder of diffusers: "
+                    "`pretrained.save` writes each part."
+                )
             if not parts:
                 raise ValueError(f"import_weights: {source} is of a whole model: say where its `parts` are to lie.")
             found, folder = None, save(found, parts)
@@ -136,13 +149,13 @@ def _fetched(source, folder, variant):
 def _imported(parts, name, found, dtype, how) -> Imported:
     config: Any = made_by(str(BASE), "get_training", "config", BASE.parent)
     config.update(lookup(PIPELINES, parts.kind, f"pipeline of {parts.home}")(parts, how))
+    folder, scheduled = None, read_scheduler(part_of(parts, "scheduler")) if parts.kind else None
     if found is None:
         folder = part_of(parts, *NETWORK)
         read_config(folder, tuple(NETWORKS), "import_weights")
-        found = load(folder, dtype=dtype, variant=how.variant)
+        found = load(folder, dtype=dtype, variant=how.variant, put=unread)
     network, recipe = network_of(found, str(parts.home), dtype)
-    if parts.kind:
-        recipe = read_scheduler(part_of(parts, "scheduler"))
+    recipe = scheduled or recipe
     if "tokens" in recipe.pace:
         recipe.pace["tokens"] = (network.side // network.spec.get("patch", 2)) ** 2
     names = parts.index.get("id2label") or {}
@@ -158,6 +171,8 @@ def _imported(parts, name, found, dtype, how) -> Imported:
     shapes: dict[str, Any] = {"x": (network.side, network.side, network.channels), **({"label": ()} if classes else {})}
     info = Info(name, shapes, classes, (-1.0, 1.0) if pixels else None)
     _check(config.lock(), info, network, parts.home)
+    if folder is not None:  # the weights, now that all else is known to be right
+        return Imported(config, info, load(folder, dtype=dtype, variant=how.variant).params)
     return Imported(config, info, network.params)
 
 
@@ -181,12 +196,24 @@ def _follow(config, recipe, network, parts):
 
 
 def write_imported(imported: Imported, workdir: Path) -> None:
-    """Write the folder of a run at step 0, whose one checkpoint has the parameters."""
-    held = folders.open_workdir(workdir, imported.config)
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    """Write the folder of a run at step 0, whose one checkpoint has the parameters; it is whole or no run."""
+    partial = workdir.with_name(f".{workdir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        folders.write_info(workdir, imported.info)
-        folders.note_start(workdir, 0)
+        _write(imported, partial)
+        workdir.mkdir(parents=True, exist_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            os.replace(path, workdir / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(imported, folder):
+    held = folders.open_workdir(folder, imported.config)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        folders.write_info(folder, imported.info)
+        folders.note_start(folder, 0)
         optimizer, _ = make_optimizer(imported.config.training.optimizer, imported.config.training.rate)
         key = jax.random.fold_in(jax.random.key(imported.config.seed), 1)
         state = start_state(imported.params, optimizer, {}, key)
@@ -279,7 +306,8 @@ def _reading(name, told, parts, how, count):
     """Return the entries of what reads prompts, which is `count` networks."""
     encoders = [part_of(parts, f"text_encoder{end}") for end in ("", "_2", "_3")[:count]]
     hashes = tuple(identity(encoder, variant=how.variant) for encoder in encoders)
-    text = {"name": name, "folder": str(parts.home), "hashes": hashes, "variant": how.variant}
+    words = tuple(words_of(parts.home / f"tokenizer{end}") for end in ("", "_2", "_3")[:count])
+    text = {"name": name, "folder": str(parts.home), "hashes": hashes, "words": words, "variant": how.variant}
     text |= {"dtype": how.text_dtype, "offload": how.offload}
     return {"cond": told, "text": text}
 
@@ -291,8 +319,8 @@ def network_of(found: Pretrained, source: str, dtype: str) -> tuple[Network, Rec
     """
     kind = NETWORKS[found.config.get("_class_name") or found.config["model_type"]]
     side = kind.side(found.config)
-    if not isinstance(side, int):
-        raise ValueError(f"{source}: sample_size is {side}; it must be one number. `sample` takes any size.")
+    if not isinstance(side, int) or isinstance(side, bool) or side < 1:
+        raise ValueError(f"{source}: sample_size is {side}; it must be a number of pixels. `sample` takes any size.")
     spec = {"name": kind.name, **kind.keywords(found.config, source), "dtype": dtype}
     channels, out = spec.pop("channels"), spec.pop("out_channels")
     for known in ("text_width", "pooled_width", "num_classes"):
@@ -316,6 +344,11 @@ def _check(config, info, network, folder):
     """Build what sampling would, and hold what its network is told against that which was read."""
     model = make_model(config, info)
     make_sampler(config, model, info)
+    check_beside(model)
+    try:
+        shapes_of(model.module, called_with(model.told, info.shapes["x"]))
+    except ValueError as error:
+        raise ValueError(f"{folder}: its network does not take images of its own sample_size: {error}") from None
     if model.module.told != network.told:
         raise ValueError(
             f"{folder}: its network is told {network.told}, and what is beside it tells {model.module.told}: the parts "

@@ -20,11 +20,11 @@ from diffusion_jax.data.words import encoded
 from diffusion_jax.naming import choose, lookup
 from diffusion_jax.nets.checks import dtype_of
 from diffusion_jax.pretrained.clip import load_clip_text
-from diffusion_jax.pretrained.held import held
+from diffusion_jax.pretrained.held import check, held
 from diffusion_jax.pretrained.t5 import load_t5
 from diffusion_jax.pretrained.t5_tokenizer import t5_tokenizer
-from diffusion_jax.pretrained.tensors import read_config
-from diffusion_jax.pretrained.tokenizer import Tokens, clip_tokens
+from diffusion_jax.pretrained.tensors import read_config, refuse_others
+from diffusion_jax.pretrained.tokenizer import Tokens, clip_tokens, words_of
 from diffusion_jax.pretrained.unet import micro
 from diffusion_jax.types import Batch
 
@@ -35,12 +35,13 @@ class Prompts(NamedTuple):
     """`tokens(captions)` gives arrays (N, ...) by name, and what of each caption there was no room for.
 
     `tell(tokens)` makes of them the entries of `cond`, whose `shapes` are those of an example; none where captions come
-    as data encoded already.
+    as data encoded already. `check()` refuses encoders that cannot be read, or are not those that they were.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     tokens: Callable[[Sequence[str]], tuple[dict[str, np.ndarray], Sequence[str]]]
     tell: Callable[[Mapping[str, Any]], dict[str, Any]]
+    check: Callable[[], None] = lambda: None
 
 
 def make_prompts(spec: Any, info: Info) -> Prompts:
@@ -99,12 +100,13 @@ def clip(
     *,
     folder: str,
     hashes: tuple = ("",),
+    words: tuple = ("",),
     dtype: str = "float32",
     variant: str = "",
     offload: bool = False,
 ) -> Prompts:
     """The last states of CLIP: `text_encoder` and `tokenizer` of a folder of Stable Diffusion 1 or 2."""
-    one = _clip(folder, "", hashes[0], dtype, variant, offload)
+    one = _clip(folder, "", (hashes[0], words[0]), dtype, variant, offload)
     return _prompts({"ids": one}, lambda ids: {"text": one.read(ids["ids"]).tokens}, {"text": (one.length, one.width)})
 
 
@@ -113,6 +115,7 @@ def clip_pair(
     *,
     folder: str,
     hashes: tuple = ("", ""),
+    words: tuple = ("", ""),
     size: tuple = (1024, 1024),
     waves: int = 256,
     empty: str = "zeros",
@@ -126,8 +129,8 @@ def clip_pair(
     `empty` prompt is "zeros", as SDXL was trained, or "read" as any other.
     """
     lookup(dict.fromkeys(("zeros", "read")), empty, "empty of clip_pair")
-    first = _clip(folder, "", hashes[0], dtype, variant, offload)
-    second = _clip(folder, "_2", hashes[1], dtype, variant, offload, projects=True)
+    first = _clip(folder, "", (hashes[0], words[0]), dtype, variant, offload)
+    second = _clip(folder, "_2", (hashes[1], words[1]), dtype, variant, offload, projects=True)
 
     def tell(ids):
         states = [one.read(ids[name]) for name, one in (("ids", first), ("ids_2", second))]
@@ -146,15 +149,16 @@ def clip_t5(
     *,
     folder: str,
     hashes: tuple = ("", "", ""),
+    words: tuple = ("", "", ""),
     length: int = 256,
     dtype: str = "float32",
     variant: str = "",
     offload: bool = False,
 ) -> Prompts:
     """Two CLIPs side by side, and T5 behind them: Stable Diffusion 3, whose `pooled` is that of both CLIPs."""
-    first = _clip(folder, "", hashes[0], dtype, variant, offload, projects=True)
-    second = _clip(folder, "_2", hashes[1], dtype, variant, offload, projects=True)
-    third = _t5(folder, "_3", hashes[2], length, dtype, variant, offload)
+    first = _clip(folder, "", (hashes[0], words[0]), dtype, variant, offload, projects=True)
+    second = _clip(folder, "_2", (hashes[1], words[1]), dtype, variant, offload, projects=True)
+    third = _t5(folder, "_3", (hashes[2], words[2]), length, dtype, variant, offload)
 
     def tell(ids):
         states = [one.read(ids[name]) for name, one in (("ids", first), ("ids_2", second))]
@@ -172,6 +176,7 @@ def t5_clip(
     *,
     folder: str,
     hashes: tuple = ("", ""),
+    words: tuple = ("", ""),
     length: int = 512,
     guidance: float = 0.0,
     dtype: str = "float32",
@@ -182,8 +187,8 @@ def t5_clip(
 
     Networks whose guidance was distilled are told its scale, which is `guidance` in training and 0 where they are not.
     """
-    first = _clip(folder, "", hashes[0], dtype, variant, offload)
-    second = _t5(folder, "_2", hashes[1], length, dtype, variant, offload)
+    first = _clip(folder, "", (hashes[0], words[0]), dtype, variant, offload)
+    second = _t5(folder, "_2", (hashes[1], words[1]), length, dtype, variant, offload)
 
     def tell(ids):
         told = {"text": second.read(ids["ids_2"]), "pooled": first.read(ids["ids"]).pooled}
@@ -194,13 +199,14 @@ def t5_clip(
 
 
 class _Encoder(NamedTuple):
-    """One encoder: how many tokens it is given, the widths of its states, its tokenizer, and ids to states."""
+    """One encoder: how many tokens it is given, the widths of its states, its tokenizer, ids to states; its check."""
 
     length: int
     width: int
     projection: int
     tokens: Callable[[Sequence[str]], Tokens]
     read: Callable[[Any], Any]
+    check: Callable[[], None]
 
 
 def _prompts(encoders, tell, shapes) -> Prompts:
@@ -213,7 +219,11 @@ def _prompts(encoders, tell, shapes) -> Prompts:
         said = np.array([caption != "" for caption in captions])
         return {name: one.ids for name, one in found.items()} | {"said": said}, cut
 
-    return Prompts(shapes, tokens, tell)
+    def check():
+        for one in encoders.values():
+            one.check()
+
+    return Prompts(shapes, tokens, tell, check)
 
 
 def _clip(folder, end, known, *how, projects=False) -> _Encoder:
@@ -225,22 +235,27 @@ def _clip(folder, end, known, *how, projects=False) -> _Encoder:
     if config["model_type"] == "clip":
         half |= config.get("text_config") or {}
         half["projection_dim"] = config.get("projection_dim", 512)
-    length, read = half["max_position_embeddings"], _reads(load_clip_text, encoder, known, how)
+    length = half["max_position_embeddings"]
+    if not isinstance(length, int) or length < 3:
+        raise ValueError(f"text: {encoder} has max_position_embeddings={length!r}; it must be a number of tokens.")
     home = Path(folder).expanduser() / f"tokenizer{end}"
-    tokens = clip_tokens(home, length=length, vocabulary=half["vocab_size"])
-    return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, read)
+    refuse_others(home, words_of(home) if known[1] else "", known[1])
+    tokens = clip_tokens(home, length=length, vocabulary=half["vocab_size"], end=half.get("eos_token_id"))
+    reads = _reads(load_clip_text, encoder, known[0], how)
+    return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, *reads)
 
 
 def _t5(folder, end, known, length, *how) -> _Encoder:
     encoder = Path(folder).expanduser() / f"text_encoder{end}"
     config = read_config(encoder, ("t5", "mt5"), "text")
     width, home = config.get("d_model", 512), Path(folder).expanduser() / f"tokenizer{end}"
+    refuse_others(home, words_of(home) if known[1] else "", known[1])
     tokens = t5_tokenizer(home, length=length, vocabulary=config.get("vocab_size", 32128))
-    return _Encoder(length, width, 0, tokens, _reads(load_t5, encoder, known, how))
+    return _Encoder(length, width, 0, tokens, *_reads(load_t5, encoder, known[0], how))
 
 
 def _reads(load, encoder, known, how):
-    """Return ids to states by a network that is read when it is first needed."""
+    """Return ids to states by a network that is read when it is first needed, and what checks it."""
     dtype, variant, offload = how
     dtype_of("what reads captions", dtype)
 
@@ -248,7 +263,7 @@ def _reads(load, encoder, known, how):
         network = held(load, str(encoder), known=known, dtype=dtype, variant=variant, offload=offload)
         return _states(network.module, network.params, ids)
 
-    return read
+    return read, lambda: check(load, str(encoder), known=known, dtype=dtype, variant=variant)
 
 
 @functools.partial(jax.jit, static_argnums=0)

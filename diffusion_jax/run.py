@@ -10,10 +10,10 @@ import jax
 from diffusion_jax import workdir
 from diffusion_jax.assess import Question, make_request
 from diffusion_jax.data.density import Density
-from diffusion_jax.experiment import Training, at_least, make_training, start, state_shapes
+from diffusion_jax.experiment import Training, at_least, check_start, make_training, start, state_shapes
 from diffusion_jax.nets.network import count
 from diffusion_jax.prompts import hear
-from diffusion_jax.sampler import check_hints, make_sampler
+from diffusion_jax.sampler import check_beside, check_hints, make_sampler
 from diffusion_jax.samples import draw, picture
 from diffusion_jax.sweep import prepare_settings
 from diffusion_jax.trained import Trained, post_hoc_width, under
@@ -52,6 +52,8 @@ def prepare(config: Any, folder: Path) -> Run:
         )
     make_sampler(config, training.model, training.batches.info)  # says its errors, as does the next
     check_hints(config, training.model)
+    check_beside(training.model)
+    check_start(training)
     post_hoc_width(config)
     make_step = partial(make_train_step, training.loss_fn, training.optimizer, training.averages, parts=part.parts)
     if part.mapping == "pmap" and config.loss.get("times", {}).get("name") == "loss_adaptive":

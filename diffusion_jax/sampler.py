@@ -66,6 +66,8 @@ def make_sampler(
     _check_scale(part["guidance"])
     if part["guidance"]["name"] == DISTILLED and "guidance" not in model.told:
         raise ValueError("config.sampling.guidance is distilled, of which this network was not told in training.")
+    if part["label"] != -1 and not model.classes:
+        raise ValueError(f"config.sampling.label is {part['label']}; this network was told no classes: leave it at -1.")
     if part["label"] != -1 and not 0 <= part["label"] < model.classes:
         raise ValueError(
             f"config.sampling.label is {part['label']}; classes are 0 to {model.classes - 1}, and -1 takes all in turn."
@@ -76,6 +78,14 @@ def make_sampler(
     denoise = guided(part["guidance"], model, {}, cond, cond)
     entry(part, "threshold", THRESHOLDS, denoise, model.schedule, under="sampling.")
     return draw
+
+
+def check_beside(model: Model) -> None:
+    """Refuse what decodes or reads captions if its weights cannot be read, or are not those that they were."""
+    if model.codec is not None:
+        model.codec.check()
+    if "text" in model.told:
+        model.prompts.check()
 
 
 def diffused_shape(config: Any, model: Model, info: Any) -> tuple[int, ...]:
@@ -233,7 +243,11 @@ def _check_scale(spec):
 
 def _captions(part):
     captions = part["captions"] or ("",)
-    return (captions,) if isinstance(captions, str) else captions
+    captions = (captions,) if isinstance(captions, str) else tuple(captions)
+    other = [caption for caption in (*captions, part["negative"]) if not isinstance(caption, str)]
+    if other:
+        raise ValueError(f"config.sampling.captions and negative are texts; {other[0]!r} is none.")
+    return captions
 
 
 # What a crop at random is where nothing shall be left to chance.

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation.generate import fill, generate
 from diffusion_jax.experiment import at_least, make_sampling
 from diffusion_jax.pretrained.rules import flat
 from diffusion_jax.pretrained.weights import fingerprint
-from diffusion_jax.sampler import captions_of, check_hints, conditions, labels_of, make_sampler
+from diffusion_jax.sampler import captions_of, check_beside, check_hints, conditions, labels_of, make_sampler
 from diffusion_jax.solvers.solver import evaluations
 from diffusion_jax.trained import Trained
 from diffusion_jax.workdir import plain
@@ -94,6 +94,10 @@ def check_sampling(trained: Trained) -> None:
     """Refuse a way of sampling that does not fit the model."""
     make_sampler(trained.config, trained.model, trained.info)
     check_hints(trained.config, trained.model)
+    check_beside(trained.model)
+    seed = trained.config.sampling.seed
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"config.sampling.seed is {seed}; it must be from 0 to 2^63 - 1.")
     for key in ("count", "batch_size"):
         at_least(trained.config.sampling, key, 1, under="sampling.")
 

@@ -9,7 +9,7 @@ An entry named "inherited" is that of the run that `start` names, with the other
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,12 @@ from diffusion_jax.workdir import read_config
 
 INHERITED = "inherited"
 
-Start = Callable[[Params], Params]  # parameters of these shapes
+
+class Start(NamedTuple):
+    """`read(shapes)` returns parameters of these shapes, and `check(shapes)` refuses what has others, reading none."""
+
+    read: Callable[[Params], Params]
+    check: Callable[[Params], None]
 
 
 def make_start(spec: Any) -> Start | None:
@@ -42,17 +47,26 @@ def run(*, folder: str, average: str = "", step: int | None = None) -> Start:
     _check_there(config, Path(folder).expanduser() / "checkpoints", average, step)
     names = ("params",) if average == "params" else ("averages", average)
 
-    def start(shapes):
+    def reading(call):
         checkpoints = Checkpoints(Path(folder).expanduser() / "checkpoints")
         try:
-            _, params = checkpoints.part(*names, step=step)
+            return call(checkpoints)
         finally:
             checkpoints.close()
+
+    def alike(params, shapes):
         params = {name: params[name] for name in shapes if name in params}  # without what a loss adds
         _check_alike(params, shapes, folder)
+        return params
+
+    def check(shapes):
+        alike(reading(lambda checkpoints: checkpoints.shapes(*names, step=step)), shapes)
+
+    def read(shapes):
+        params = alike(reading(lambda checkpoints: checkpoints.part(*names, step=step)[1]), shapes)
         return jax.tree.map(lambda leaf, shape: jnp.asarray(leaf, shape.dtype), params, shapes)
 
-    return start
+    return Start(read, check)
 
 
 def inherited(config: ConfigDict) -> ConfigDict:

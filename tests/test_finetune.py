@@ -97,10 +97,12 @@ def test_every_start_gives_the_parameters_of_a_network_like_its_own(parent, name
         return
     params = load(parent / "run").params
     assert begin is not None
-    jax.tree.map(np.testing.assert_array_equal, begin(params), params)
+    begin.check(params)
+    jax.tree.map(np.testing.assert_array_equal, begin.read(params), params)
     other = params | {"last": {"bias": np.zeros(3, np.float32), "kernel": params["last"]["kernel"]}}
-    with pytest.raises(ValueError, match=r"another, in 1 of .* \(last/bias: \(4,\) there, \(3,\) here\)"):
-        begin(other)
+    for call in begin:
+        with pytest.raises(ValueError, match=r"another, in 1 of .* \(last/bias: \(4,\) there, \(3,\) here\)"):
+            call(other)
 
 
 def test_what_cannot_be_inherited_is_refused(parent):

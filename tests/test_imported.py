@@ -120,9 +120,9 @@ def test_what_is_beside_a_network_can_stay_on_the_host_or_be_of_half_precision(s
     np.testing.assert_array_equal(drawn["plain"], drawn["offload"])
     assert 1e-4 < np.abs(drawn["plain"] - drawn["half"]).max() < 0.1 < np.ptp(drawn["plain"])
     assert lying == {"offload": 0, "half": 1, "plain": 2}
-    with pytest.raises(ValueError, match="unknown dtype of what reads captions 'float16'"):
+    with pytest.raises(ValueError, match="unknown dtype of import_weights, --text_dtype 'float16'"):
         read_imported(source, text_dtype="float16")
-    with pytest.raises(ValueError, match="unknown dtype of the autoencoder 'half'"):
+    with pytest.raises(ValueError, match="unknown dtype of import_weights, --latent_dtype 'half'"):
         read_imported(source, latent_dtype="half")
 
 
@@ -260,7 +260,7 @@ def test_a_folder_with_a_run_is_left(source, workdir, capsys):
     assert run(["import_weights", "--from", str(source)]) == 2
     assert "Give --from and --to" in capsys.readouterr().err
     assert run(["import_weights", "--from", str(source), "--to", str(source / "model_index.json")]) == 2
-    assert "model_index.json is a file; it must be a folder" in capsys.readouterr().err
+    assert "model_index.json is a file; give another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

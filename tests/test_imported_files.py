@@ -141,7 +141,15 @@ def test_a_file_that_cannot_become_a_run_leaves_nothing(given, words, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "sd.safetensors", "words"]
 
 
+def test_a_file_of_a_part_of_a_pipeline_is_refused_by_what_it_holds(tmp_path, capsys):
+    tensors = safetensors.numpy.load_file(fitting(tmp_path / "sd.safetensors"))
+    kept = {name: array for name, array in tensors.items() if not name.startswith("first_stage_model.")}
+    safetensors.numpy.save_file(kept, tmp_path / "part.safetensors")
+    assert run(["import_weights", "--from", str(tmp_path / "part.safetensors"), "--to", str(tmp_path / "run")]) == 2
+    assert "part.safetensors holds unet, text_encoder alone; it takes" in capsys.readouterr().err
+
+
 def test_where_parts_would_lie_is_left(tmp_path, capsys):
     (tmp_path / "run" / "parts").mkdir(parents=True)
     assert run(["import_weights", "--from", str(tmp_path), "--to", str(tmp_path / "run")]) == 2
-    assert "there is something at" in capsys.readouterr().err and (tmp_path / "run" / "parts").is_dir()
+    assert "is not empty; give another --to" in capsys.readouterr().err and (tmp_path / "run" / "parts").is_dir()

@@ -14,8 +14,8 @@
 --latent_dtype NAME of what decodes latents; both float32 unless said
 --offload          keep both in the host's memory, and on the device only while they are used
 --variant NAME     of the files of weights, as fp16
---tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`, and of 3
-                   one with `tokenizer_3` besides
+--tokenizer FOLDER of a single file, which holds none: CLIP's, or of XL a folder with `tokenizer` and `tokenizer_2`, and
+                   of 3 one with `tokenizer_3` besides
 --prediction NAME  of a single file, which does not say: eps or v; it is needed of version 2 alone
 
 No pickled code is run. The network's parameters are written to WORKDIR; the autoencoder and what reads prompts stay
@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffusion_jax.cli import arguments
+from diffusion_jax.files import check_folder
 from diffusion_jax.imported import read_imported, write_imported
 from diffusion_jax.nets.network import count
 
@@ -40,13 +41,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     if not asked["from"] or not asked["to"]:
         raise ValueError("from where to where? Give --from and --to, as in --from stable-diffusion --to runs/sd.")
     workdir = Path(asked["to"])
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--to {workdir} is a file; it must be a folder, or not be there yet.")
+    check_folder(workdir, "--to")
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} holds a run already; give another --to.")
     parts, made = workdir / "parts", not workdir.exists()
-    if parts.exists():
-        raise ValueError(f"there is something at {parts}, where parts of a single file would lie; give another --to.")
+    if not made and any(workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty; give another --to, or remove what is there.")
     options = {name: value for name, value in asked.items() if name not in ("from", "to")}
     try:
         imported = read_imported(asked["from"], parts=parts.absolute(), **options)
@@ -55,7 +55,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
         raise
 
     def job():
-        write_imported(imported, workdir)
+        try:
+            write_imported(imported, workdir)
+        except BaseException:
+            shutil.rmtree(workdir if made else parts, ignore_errors=True)
+            raise
         print(f"wrote a run of {count(imported.params) / 1e6:.2f} million parameters to {workdir}")
 
     return job

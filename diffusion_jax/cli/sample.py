@@ -25,7 +25,7 @@ from PIL import Image
 from diffusion_jax.cli import arguments
 from diffusion_jax.data import make_source
 from diffusion_jax.data.pixels import to_uint8
-from diffusion_jax.files import replacing
+from diffusion_jax.files import check_folder, replacing
 from diffusion_jax.samples import check_sampling, draw, picture
 from diffusion_jax.trained import Trained, load
 from diffusion_jax.truth import judge
@@ -34,9 +34,11 @@ from diffusion_jax.truth import judge
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read the model; return the job."""
     folder, out, step, sampling = arguments.read_sampling(argv)
+    out = out or folder / "samples"
+    check_folder(out, "--out")
     model = load(folder, sampling=sampling, step=step)
     check_sampling(model)
-    return lambda: _run(model, out or folder / "samples")
+    return lambda: _run(model, out)
 
 
 def _run(model: Trained, out: Path) -> None:

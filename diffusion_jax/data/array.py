@@ -49,8 +49,12 @@ class Records:
     def __init__(self, paths: Sequence[str], info: Info | None = None):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._records = ArrayRecordDataSource(list(paths))
-        if len(self._records) == 0:
+        try:
+            self._records = ArrayRecordDataSource(list(paths))
+            count = len(self._records)
+        except RuntimeError as error:
+            raise ValueError(f"array: {', '.join(paths)} cannot be read; a file is not whole: {error}") from None
+        if count == 0:
             raise ValueError(f"array: there is no record in {', '.join(paths)}.")
         self.info = info or _info_of(paths, unpacked(self._records[0]))
 

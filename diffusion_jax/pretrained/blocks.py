@@ -1,6 +1,7 @@
 """What the files of diffusers' U-Nets and autoencoders spell alike: residual blocks, and the attention of images."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,16 @@ def activation_of(config: Mapping[str, Any]) -> str:
     """Return the name that we have for a config's activation."""
     name: str = config["act_fn"]
     return {"swish": "silu"}.get(name, name)
+
+
+def check_groups(config: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuse groups of channels that do not divide them, of which diffusers could not build a network either."""
+    groups, widths = config["norm_num_groups"], config["block_out_channels"]
+    if not isinstance(groups, int) or groups < 1 or any(width % groups for width in widths):
+        raise ValueError(
+            f"{folder}: its config.json has norm_num_groups={groups!r}, which must divide each of block_out_channels, "
+            f"{list(widths)}."
+        )
 
 
 def residual(theirs: str, ours: str, names: tuple[str, ...] = RESIDUAL) -> list[Rule]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.clip import Clip, ClipText, ClipVision, clip_text, clip_vision
 from diffusion_jax.pretrained.rules import CONV, DENSE, Call, Pretrained, Put, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 
@@ -23,22 +23,29 @@ def read_clip_text(
     config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
 ) -> Pretrained:
     """Read the text half of a config; `table` has the rules of files that transformers did not write."""
-    config = _half(config, "text")
-    module = _text(config, dtype)
+    with of_config(tensors.source):
+        config = _half(config, "text")
+        module = _text(config, dtype)
     return Pretrained(module, load(table or TEXT, tensors, module, _example(module), dtype=dtype, put=put), config)
 
 
 def load_clip_vision(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read the half that sees; it computes, and is kept, in `dtype`."""
-    config = _half(read_config(folder, ("clip_vision_model", "clip"), "load_clip_vision"), "vision")
-    module, tensors = _vision(config, dtype), open_tensors(folder, variant=variant)
+    config, tensors = (
+        read_config(folder, ("clip_vision_model", "clip"), "load_clip_vision"),
+        open_tensors(folder, variant=variant),
+    )
+    with of_config(folder):
+        config = _half(config, "vision")
+        module = _vision(config, dtype)
     return Pretrained(module, load(VISION, tensors, module, _example(module), dtype=dtype, put=put), config)
 
 
 def load_clip(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read both halves; they compute, and are kept, in `dtype`."""
     config = read_config(folder, ("clip",), "load_clip")
-    module = Clip(_text(_half(config, "text"), dtype), _vision(_half(config, "vision"), dtype))
+    with of_config(folder):
+        module = Clip(_text(_half(config, "text"), dtype), _vision(_half(config, "vision"), dtype))
     example = (*_example(module.text), *_example(module.vision))
     params = load(BOTH, open_tensors(folder, variant=variant), module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)

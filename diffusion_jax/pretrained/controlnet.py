@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusion_jax.nets.controlnet import Control, ControlNet, controlnet, example, falling, scaled
 from diffusion_jax.nets.unet import unet
 from diffusion_jax.pretrained.rules import CONV, Call, Layout, Pretrained, Put, Table, linear, load
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import of_config, open_tensors, read_config
 from diffusion_jax.pretrained.unet import complete, keywords_of, micro
 from diffusion_jax.pretrained.unet import table_of as unet_table
 from diffusion_jax.types import Array
@@ -30,10 +30,10 @@ def load_controlnet(folder: str | Path, *, dtype: str = "float32", variant: str 
     with the entry `control` of the U-Net's.
     """
     config = _DEFAULTS | read_config(folder, KINDS, "load_controlnet")
-    module = module_of(config, folder, dtype=dtype)
-    params = load(
-        table_of(config), open_tensors(folder, variant=variant), module, example(module), dtype=dtype, put=put
-    )
+    with of_config(folder):
+        module = module_of(config, folder, dtype=dtype)
+        table = table_of(config)
+    params = load(table, open_tensors(folder, variant=variant), module, example(module), dtype=dtype, put=put)
     return Pretrained(module, params, config)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.dinov2 import dinov2
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Layout, Pretrained, Put, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 
@@ -30,21 +30,22 @@ def load_dinov2(
     """
     config = _DEFAULTS | read_config(folder, ("dinov2", "dinov2_with_registers"), "load_dinov2")
     registered = config["model_type"] == "dinov2_with_registers"
-    hidden = int(config["hidden_size"] * config["mlp_ratio"])
-    gated = config["use_swiglu_ffn"]
-    module = dinov2(
-        grid=config["image_size"] // config["patch_size"],
-        patch=config["patch_size"],
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        hidden=(int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden,  # a gate adds a third of the weights
-        feed="swiglu" if gated else config["hidden_act"],
-        registers=config["num_register_tokens"] if registered else 0,
-        positions=positions or ("antialiased" if registered else "original"),
-        epsilon=config["layer_norm_eps"],
-        dtype=dtype,
-    )
+    with of_config(folder):
+        hidden = int(config["hidden_size"] * config["mlp_ratio"])
+        gated = config["use_swiglu_ffn"]
+        module = dinov2(
+            grid=config["image_size"] // config["patch_size"],
+            patch=config["patch_size"],
+            width=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            hidden=(int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden,  # a gate adds a third of the weights
+            feed="swiglu" if gated else config["hidden_act"],
+            registers=config["num_register_tokens"] if registered else 0,
+            positions=positions or ("antialiased" if registered else "original"),
+            epsilon=config["layer_norm_eps"],
+            dtype=dtype,
+        )
     side = config["image_size"]
     example = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params = load(table_of(config), open_tensors(folder, variant=variant), module, (example,), dtype=dtype, put=put)

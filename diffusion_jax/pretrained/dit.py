@@ -24,7 +24,15 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.dit import SIZES, dit
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Pretrained, Put, Rule, Table, linear, load
-from diffusion_jax.pretrained.tensors import Tensors, behind, check_known, open_file, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import (
+    Tensors,
+    behind,
+    check_known,
+    of_config,
+    open_file,
+    open_tensors,
+    read_config,
+)
 from diffusion_jax.types import Apply, Array
 
 KINDS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second in files of before it had its own class
@@ -35,7 +43,8 @@ def load_dit(folder: str | Path, *, dtype: str = "float32", variant: str = "", p
     found = read_config(folder, KINDS, "load_dit")
     config = _DEFAULTS[found["_class_name"]] | found
     check_known(config, _KNOWN, folder)
-    module = dit(**keywords_of(config), dtype=dtype)
+    with of_config(folder):
+        module = dit(**keywords_of(config), dtype=dtype)
     return _loaded(module, open_tensors(folder, variant=variant), config, dtype, put)
 
 
@@ -73,8 +82,10 @@ def load_dit_file(path: str | Path, *, heads: int = 0, dtype: str = "float32") -
 def read_dit_file(tensors: Tensors, *, heads: int = 0, dtype: str = "float32", put: Put = None) -> Pretrained:
     """Read what `load_dit_file` reads, of tensors."""
     tensors = _own(tensors)
-    config = _config_of(tensors, heads)
-    return _loaded(dit(**keywords_of_file(config), dtype=dtype), tensors, config, dtype, put)
+    with of_config(tensors.source):
+        config = _config_of(tensors, heads)
+        module = dit(**keywords_of_file(config), dtype=dtype)
+    return _loaded(module, tensors, config, dtype, put)
 
 
 def is_file(tensors: Tensors) -> bool:

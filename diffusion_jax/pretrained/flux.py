@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from diffusion_jax.nets.flux import flux
 from diffusion_jax.pretrained.rules import Call, Pretrained, Put, Table, linear, load
 from diffusion_jax.pretrained.sd3 import ends, example_of, one_stream, per_example, two_streams, width_of
-from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KIND = "FluxTransformer2DModel"
@@ -26,7 +26,8 @@ def load_flux(folder: str | Path, *, dtype: str = "float32", variant: str = "", 
     for dev, `guidance` (B,).
     """
     config = _DEFAULTS | read_config(folder, (KIND,), "load_flux")
-    _check(config, folder)
+    with of_config(folder):
+        _check(config, folder)
     return read_flux(config, open_tensors(folder, variant=variant), dtype, put=put)
 
 
@@ -34,8 +35,9 @@ def read_flux(
     config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
 ) -> Pretrained:
     """Read the Flux of a whole config; `table` has the rules of files that diffusers did not write."""
-    module = flux(**keywords_of(config), dtype=dtype)
-    x, t, cond = example_of(config, 2, config["in_channels"] // 4)
+    with of_config(tensors.source):
+        module = flux(**keywords_of(config), dtype=dtype)
+        x, t, cond = example_of(config, 2, config["in_channels"] // 4)
     if config["guidance_embeds"]:
         cond["guidance"] = jax.ShapeDtypeStruct((1,), jnp.float32)
     params = load(table or table_of(config), tensors, module, (x, t, cond), dtype=dtype, put=put)

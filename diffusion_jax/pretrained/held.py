@@ -10,7 +10,14 @@ from typing import Any
 
 import jax
 
+from diffusion_jax.pretrained.rules import unread
 from diffusion_jax.pretrained.tensors import check_identity
+
+
+def check(load: Callable[..., Any], folder: str, *, known: str, dtype: str, variant: str) -> None:
+    """Refuse a folder that is not as it was, or does not hold what its config says; no tensor is read."""
+    check_identity(folder, known, variant=variant)
+    load(folder, dtype=dtype, variant=variant, put=unread)
 
 
 @functools.lru_cache(maxsize=4)

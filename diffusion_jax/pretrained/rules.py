@@ -34,7 +34,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from diffusion_jax.devices import split_of
 from diffusion_jax.naming import lookup
 from diffusion_jax.nets.initial import shapes_of
-from diffusion_jax.pretrained.tensors import Tensors
+from diffusion_jax.pretrained.tensors import Tensors, of_config
 from diffusion_jax.types import Params
 
 # What takes each parameter when it is whole: a function of its path and its array; a sharding of all of them; a mesh of
@@ -143,7 +143,9 @@ def load(
     table: Table, tensors: Tensors, module: nn.Module, example: tuple, *, dtype: str = "float32", put: Put = None
 ) -> Params:
     """Read a network's parameters; of `example`, what it is called with, only shapes and dtypes matter."""
-    return convert(table, tensors, shapes_of(module, example), dtype=dtype, put=put)
+    with of_config(tensors.source):
+        shapes = shapes_of(module, example)
+    return convert(table, tensors, shapes, dtype=dtype, put=put)
 
 
 def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "float32", put: Put = None) -> Params:
@@ -153,6 +155,8 @@ def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "flo
     """
     kept, give = lookup(_DTYPES, dtype, "dtype of parameters"), _giving(put)
     slots = _settled(table, plan(table.rules, shapes), tensors)
+    if put is unread:
+        return shapes
     wanted: dict[str, list[tuple[str, Slot]]] = {}
     for name, slot in slots.items():
         wanted.setdefault(slot.path, []).append((name, slot))
@@ -168,6 +172,10 @@ def convert(table: Table, tensors: Tensors, shapes: Params, *, dtype: str = "flo
     sizes = [math.prod(shape) * np.dtype(kept).itemsize for _, shape in jobs]
     # Not a comprehension, whose variable would keep an array while the next is read
     return jax.tree.unflatten(structure, list(map(give, (path for path, _ in jobs), _ahead(fill, jobs, sizes))))
+
+
+def unread(path: str, array: np.ndarray) -> None:
+    """Be the `put` with which a file is held against its network and none of its tensors is read."""
 
 
 def export(table: Table, params: Params) -> dict[str, np.ndarray]:

@@ -30,6 +30,11 @@ def save(found: Pretrained | Pipeline, folder: str | Path, *, most: int = MOST) 
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"save: there is something at {folder}; name a new folder, or remove what is there.")
+    if folder.is_symlink():
+        raise ValueError(f"save: {folder} is a link; name the folder that it leads to.")
+    tokenizers = found.tokenizers.values() if isinstance(found, Pipeline) else ()
+    if any(folder.absolute().is_relative_to(Path(place).absolute()) for place in tokenizers):
+        raise ValueError(f"save: {folder} lies in a folder of the pipeline's own tokenizer; name one beside it.")
     if most < 1:
         raise ValueError(f"save: most is {most}; a file has 1 byte or more.")
     write = _pipeline(found) if isinstance(found, Pipeline) else _network(found)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.mmdit import groups_of, mmdit
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Call, Pretrained, Put, Rule, Table, linear, load, swapped
-from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KIND = "SD3Transformer2DModel"
@@ -24,7 +24,8 @@ def load_sd3(folder: str | Path, *, dtype: str = "float32", variant: str = "", p
     It is called as `apply(params, x, t, cond)`: x is NHWC, t in [0, 1], and `cond` has `text` (B, L, D) and `pooled`.
     """
     config = _DEFAULTS | read_config(folder, (KIND,), "load_sd3")
-    _check(config, folder)
+    with of_config(folder):
+        _check(config, folder)
     return read_sd3(config, open_tensors(folder, variant=variant), dtype, put=put)
 
 
@@ -32,8 +33,9 @@ def read_sd3(
     config: dict[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
 ) -> Pretrained:
     """Read the transformer of a whole config; `table` has the rules of files that diffusers did not write."""
-    module = mmdit(**keywords_of(config), dtype=dtype)
-    example = example_of(config, config["patch_size"], config["in_channels"])
+    with of_config(tensors.source):
+        module = mmdit(**keywords_of(config), dtype=dtype)
+        example = example_of(config, config["patch_size"], config["in_channels"])
     params = load(table or table_of(config), tensors, module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
 

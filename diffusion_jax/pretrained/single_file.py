@@ -35,7 +35,7 @@ from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
 from diffusion_jax.pretrained.parts import TOKENIZERS, Parts, Pipeline
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
 from diffusion_jax.pretrained.t5 import T5Call, config_of, read_t5
-from diffusion_jax.pretrained.tensors import Tensors, behind
+from diffusion_jax.pretrained.tensors import Tensors, behind, of_config
 from diffusion_jax.pretrained.transformer_file import kind_of, read_transformer
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
@@ -160,7 +160,8 @@ def _tokenizer(version, name):
 
 def read_ldm_unet(tensors: Tensors, dtype: str, put: Put = None, *, side: int = 64) -> Pretrained:
     """Read a U-Net, which was trained on latents of this side."""
-    config = unet_config(tensors) | {"sample_size": side}
+    with of_config(tensors.source):
+        config = unet_config(tensors) | {"sample_size": side}
     return called(UNetCall, read_unet(config, tensors, dtype, table=unet_table(config), put=put))
 
 
@@ -310,16 +311,17 @@ def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
         raise ValueError(
             f"load: {tensors.source} has no network of texts that is known: it lacks {', '.join(missing)}."
         )
-    vocabulary, width = shapes[tokens]
+    with of_config(tensors.source):
+        (vocabulary, width), hidden, length = shapes[tokens], shapes[block.format(0)][0], shapes[positions][0]
     return {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModel"],
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": shapes[block.format(0)][0],
+        "intermediate_size": hidden,
         "num_hidden_layers": _count(shapes, block),
         "num_attention_heads": max(width // _HEAD, 1),
-        "max_position_embeddings": shapes[positions][0],
+        "max_position_embeddings": length,
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
         "pad_token_id": vocabulary - 1,

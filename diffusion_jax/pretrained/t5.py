@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.nets.t5 import t5
 from diffusion_jax.pretrained.rules import DENSE, Call, Pretrained, Put, Rule, Table, load
-from diffusion_jax.pretrained.tensors import Tensors, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 
@@ -22,22 +22,23 @@ def load_t5(folder: str | Path, *, dtype: str = "float32", variant: str = "", pu
 
 def read_t5(config: dict[str, Any], tensors: Tensors, dtype: str, *, put: Put = None) -> Pretrained:
     """Read the encoder of a config."""
-    config = _DEFAULTS[config["model_type"]] | config
-    feed, activation = _feed(config["feed_forward_proj"], tensors.source)
-    module = t5(
-        vocabulary=config["vocab_size"],
-        width=config["d_model"],
-        depth=config["num_layers"],
-        heads=config["num_heads"],
-        head_width=config["d_kv"],
-        hidden=config["d_ff"],
-        activation=activation,
-        feed=feed,
-        buckets=config["relative_attention_num_buckets"],
-        reach=config["relative_attention_max_distance"],
-        epsilon=config["layer_norm_epsilon"],
-        dtype=dtype,
-    )
+    with of_config(tensors.source):
+        config = _DEFAULTS[config["model_type"]] | config
+        feed, activation = _feed(config["feed_forward_proj"], tensors.source)
+        module = t5(
+            vocabulary=config["vocab_size"],
+            width=config["d_model"],
+            depth=config["num_layers"],
+            heads=config["num_heads"],
+            head_width=config["d_kv"],
+            hidden=config["d_ff"],
+            activation=activation,
+            feed=feed,
+            buckets=config["relative_attention_num_buckets"],
+            reach=config["relative_attention_max_distance"],
+            epsilon=config["layer_norm_epsilon"],
+            dtype=dtype,
+        )
     _check_tied(tensors)
     example = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = load(table_of(config), tensors, module, (example,), dtype=dtype, put=put)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.nets import checks
-from diffusion_jax.pretrained.tokenizer import Tokens, check_vocabulary, library_for
+from diffusion_jax.pretrained.tokenizer import Tokens, check_vocabulary, library_for, of_tokenizer
 
 PAD, END = "<pad>", "</s>"
 
@@ -33,7 +33,8 @@ def t5_tokenizer(folder: str | Path, *, length: int = 512, vocabulary: int = 0) 
             ".save_pretrained(folder)` writes it. In a folder of FLUX.1 it is in `tokenizer_2`, of Stable Diffusion 3 "
             "in `tokenizer_3`."
         )
-    tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with of_tokenizer(folder):
+        tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pad, end = (tokenizer.token_to_id(word) for word in (PAD, END))
     if None in (pad, end):
         raise ValueError(f"t5_tokenizer: the tokenizer of {folder} has no {PAD} or no {END}; it is not T5's.")

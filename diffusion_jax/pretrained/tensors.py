@@ -8,9 +8,11 @@
 Names and shapes are read first, and tensors one at a time; only a file of PyTorch's is read whole.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,9 +55,20 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     """Read a file that describes something; `wanted` says what for, in errors."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{wanted}: {path} is not JSON ({error}).") from None
     return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def of_config(source: str | Path) -> Iterator[None]:
+    """Say of a network that cannot be built where it was described: configs and shapes are strangers'."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{source}: the network that it describes cannot be built ({type(error).__name__}: {error})."
+        ) from error
 
 
 def check_known(config: Mapping[str, Any], known: Mapping[str, tuple], source: str | Path) -> None:
@@ -92,17 +105,33 @@ def weight_files(folder: str | Path, *, variant: str = "") -> list[Path]:
 
 def identity(folder: str | Path, *, variant: str = "") -> str:
     """Return 16 digits of the sha256 of what is read of a folder: its config.json and its weights."""
+    return identity_of((Path(folder).expanduser() / CONFIG, *weight_files(folder, variant=variant)))
+
+
+def identity_of(paths: Iterable[Path]) -> str:
+    """Return 16 digits of the sha256 of files, by their names and what is in them."""
     total = hashlib.sha256()
-    for path in (Path(folder).expanduser() / CONFIG, *weight_files(folder, variant=variant)):
+    for path in paths:
+        about = path.stat()
         total.update(f"{path.name};".encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(_digest(path, about.st_size, about.st_mtime_ns))
     return total.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(path, size, time):
+    """Return the sha256 of a file, which is read once while it stays as it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def check_identity(folder: str | Path, known: str, *, variant: str = "") -> None:
     """Refuse a folder that has not the identity it had; "" is known of none."""
-    found = identity(folder, variant=variant) if known else ""
+    refuse_others(folder, identity(folder, variant=variant) if known else "", known)
+
+
+def refuse_others(folder: str | Path, found: str, known: str) -> None:
+    """Refuse what is in a folder if its identity is another than it was."""
     if found != known:
         raise ValueError(
             f"{folder} holds other files than when this run was made (their hash is {found} and was {known}): put the "
@@ -135,8 +164,10 @@ def behind(tensors: Tensors, prefix: str) -> Tensors:
 def _shards(index):
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of weights ({type(error).__name__}: {error}).") from None
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{index} is not an index of weights: of files it names {names or 'none'}.")
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
         raise ValueError(f"{index} names {', '.join(missing)}, where there is no file; download the rest.")

@@ -5,14 +5,17 @@ are joined, merges.txt, and the rest is the same for every CLIP. Both are read b
 """
 
 import importlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.pretrained.tensors import identity_of, read_json
+
 START, END = "<|startoftext|>", "<|endoftext|>"
+LEGACY_END = 2  # of old configs, whose readers take the largest token for the end
 # A piece never crosses from letters to digits or marks, and each digit is alone.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -31,28 +34,29 @@ def clip_tokenizer(folder: str | Path, *, length: int = 77) -> Callable[[Sequenc
     return lambda texts: tokens(texts).ids
 
 
-def clip_tokens(folder: str | Path, *, length: int = 77, vocabulary: int = 0) -> Callable[[Sequence[str]], Tokens]:
+def clip_tokens(
+    folder: str | Path, *, length: int = 77, vocabulary: int = 0, end: Any = None
+) -> Callable[[Sequence[str]], Tokens]:
     """Return a function from texts to `Tokens`: start, pieces, end, and what fills the rest, which is mostly ends.
 
     A text that is too long loses its last pieces, not its end. `vocabulary` is how many tokens their reader
-    knows, if that is known.
+    knows, and `end` which of them it takes for the end, if that is known.
     """
     folder = Path(folder).expanduser()
     library = library_for("clip_tokenizer")
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = _checked(library.Tokenizer.from_file(str(folder / "tokenizer.json")), folder)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = _of_pieces(library, folder)
-    else:
-        raise ValueError(
-            f"clip_tokenizer: {folder} has neither tokenizer.json nor vocab.json with merges.txt, which lie in the "
-            "folder of a whole CLIP and, in a folder of Stable Diffusion, in `tokenizer`."
-        )
+    with of_tokenizer(folder):
+        tokenizer = _read(library, folder)
+        pad = _pad(folder)
+        pad = pad if tokenizer.token_to_id(pad) is not None else END
+        tokenizer.enable_truncation(length)
+        tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     check_vocabulary(tokenizer, folder, vocabulary)
-    pad = _pad(folder)
-    pad = pad if tokenizer.token_to_id(pad) is not None else END
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    last = tokenizer.token_to_id(END)
+    if end not in (None, LEGACY_END, last):
+        raise ValueError(
+            f"text: the tokenizer of {folder} ends texts with the token {last}, and what reads them looks for {end}: "
+            "they are not of one model."
+        )
 
     def tokens(texts):
         texts = list(texts)
@@ -64,6 +68,35 @@ def clip_tokens(folder: str | Path, *, length: int = 77, vocabulary: int = 0) ->
         return Tokens(ids, mask.astype(bool), tuple(map(_cut, texts, found)))
 
     return tokens
+
+
+@contextmanager
+def of_tokenizer(folder: Path) -> Iterator[None]:
+    """Say of files that cannot be read which they are; the library raises Exception itself."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} It is in {folder}." if str(folder) not in str(error) else str(error)) from None
+    except Exception as error:
+        raise ValueError(
+            f"text: the tokenizer in {folder} cannot be read ({type(error).__name__}: {error}); download it again."
+        ) from error
+
+
+def _read(library, folder):
+    if (folder / "tokenizer.json").is_file():
+        return _checked(library.Tokenizer.from_file(str(folder / "tokenizer.json")), folder)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _of_pieces(library, folder)
+    raise ValueError(
+        f"clip_tokenizer: {folder} has neither tokenizer.json nor vocab.json with merges.txt, which lie in the "
+        "folder of a whole CLIP and, in a folder of Stable Diffusion, in `tokenizer`."
+    )
+
+
+def words_of(folder: Path) -> str:
+    """Return 16 digits of the sha256 of a tokenizer's files."""
+    return identity_of(sorted(path for path in folder.glob("*") if path.suffix in (".json", ".txt", ".model")))
 
 
 def library_for(wanted: str) -> Any:
@@ -97,7 +130,7 @@ def _pad(folder):
     """Return the token that fills a row: what the folder says, or else the end."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            said = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
+            said = read_json(folder / name, "text").get("pad_token")
             word = said.get("content") if isinstance(said, dict) else said
             if word:
                 return word

@@ -18,7 +18,7 @@ from diffusion_jax.pretrained.flux import FluxCall, read_flux
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Pretrained, Put, Rule, Table, called, linear
 from diffusion_jax.pretrained.sd3 import KIND as SD3
 from diffusion_jax.pretrained.sd3 import SD3Call, groups_of, read_sd3
-from diffusion_jax.pretrained.tensors import Tensors
+from diffusion_jax.pretrained.tensors import Tensors, of_config
 
 _FIRST = {"joint_blocks.0.x_block.attn.qkv.weight": SD3, "double_blocks.0.img_attn.qkv.weight": FLUX}
 _HEAD = 64
@@ -31,10 +31,10 @@ def kind_of(tensors: Tensors) -> str:
 
 def read_transformer(tensors: Tensors, dtype: str = "float32", put: Put = None) -> Pretrained:
     """Read a transformer, to be called as diffusers' is."""
+    with of_config(tensors.source):
+        config = (sd3_config if kind_of(tensors) == SD3 else flux_config)(tensors)
     if kind_of(tensors) == SD3:
-        config = sd3_config(tensors)
         return called(SD3Call, read_sd3(config, tensors, dtype, table=sd3_table(config), put=put))
-    config = flux_config(tensors)
     return called(FluxCall, read_flux(config, divided(tensors), dtype, table=FLUX_TABLE, put=put))
 
 

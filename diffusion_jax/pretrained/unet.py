@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nets.embed import TIME_EMBEDDINGS, Waves
 from diffusion_jax.nets.unet import example_of, unet
-from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, levels, residual
+from diffusion_jax.pretrained.blocks import BEFORE, activation_of, attention, check_groups, levels, residual
 from diffusion_jax.pretrained.rules import (
     CONV,
     DENSE,
@@ -28,7 +28,7 @@ from diffusion_jax.pretrained.rules import (
     load,
     norm,
 )
-from diffusion_jax.pretrained.tensors import Tensors, check_known, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, check_known, of_config, open_tensors, read_config
 from diffusion_jax.types import Array
 
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
@@ -47,8 +47,9 @@ def read_unet(
     config: Mapping[str, Any], tensors: Tensors, dtype: str, *, table: Table | None = None, put: Put = None
 ) -> Pretrained:
     """Read the U-Net of a config; `table` has the rules of files that diffusers did not write."""
-    config = complete(config, tensors.source)
-    module = unet(**keywords_of(config, tensors.source), dtype=dtype)
+    with of_config(tensors.source):
+        config = complete(config, tensors.source)
+        module = unet(**keywords_of(config, tensors.source), dtype=dtype)
     example = example_of(module)  # pyright: ignore[reportArgumentType]
     params = load(table or table_of(config), tensors, module, example, dtype=dtype, put=put)
     return Pretrained(module, params, config)
@@ -214,6 +215,7 @@ def _each(value, levels):
 def _check(config, folder):
     """Refuse what ours cannot do."""
     check_known(config, _KNOWN[config["_class_name"]], folder)
+    check_groups(config, folder)
     if (config["flip_sin_to_cos"], config["freq_shift"]) not in ((True, 0), (False, 1)):
         raise ValueError(
             f"{folder}: its config.json has flip_sin_to_cos={config['flip_sin_to_cos']} with "

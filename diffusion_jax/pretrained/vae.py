@@ -20,9 +20,9 @@ from diffusion_jax.naming import lookup
 from diffusion_jax.nets.autoencoder import factor
 from diffusion_jax.nets.vae import VAE, Posterior, vae
 from diffusion_jax.nets.vq import VQ
-from diffusion_jax.pretrained.blocks import BEFORE, RESIDUAL, activation_of, attention, levels, residual
+from diffusion_jax.pretrained.blocks import BEFORE, RESIDUAL, activation_of, attention, check_groups, levels, residual
 from diffusion_jax.pretrained.rules import CONV, POINTWISE, Call, Put, Rule, Table, linear, load, norm
-from diffusion_jax.pretrained.tensors import Tensors, behind, open_file, open_tensors, read_config
+from diffusion_jax.pretrained.tensors import Tensors, behind, of_config, open_file, open_tensors, read_config
 from diffusion_jax.types import Array, Params
 
 
@@ -47,22 +47,26 @@ class Autoencoder(NamedTuple):
 def load_vae(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Autoencoder:
     """Read a folder of diffusers; the network computes, and is kept, in `dtype`."""
     config = complete(read_config(folder, ("AutoencoderKL",), "load_vae"))
-    return _read(config, open_tensors(folder, variant=variant), dtype, table_of(config), put)
+    with of_config(folder):
+        table = table_of(config)
+    return _read(config, open_tensors(folder, variant=variant), dtype, table, put)
 
 
 def _read(config, tensors, dtype, table, put) -> Autoencoder:
     """Read the autoencoder of a config."""
-    module = vae(
-        channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        latent_channels=config["latent_channels"],
-        encoder_code=config["use_quant_conv"],
-        decoder_code=config["use_post_quant_conv"],
-        dtype=dtype,
-        **shape_of(config, tensors.source),
-    )
+    with of_config(tensors.source):
+        found = statistics(config, tensors.source)
+        module = vae(
+            channels=config["in_channels"],
+            out_channels=config["out_channels"],
+            latent_channels=config["latent_channels"],
+            encoder_code=config["use_quant_conv"],
+            decoder_code=config["use_post_quant_conv"],
+            dtype=dtype,
+            **shape_of(config, tensors.source),
+        )
     params = load(table, tensors, module, example_of(module), dtype=dtype, put=put)
-    return Autoencoder(module, params, config, *statistics(config, tensors.source))
+    return Autoencoder(module, params, config, *found)
 
 
 def load_vae_file(
@@ -81,7 +85,8 @@ def read_vae_file(
     """Read what `load_vae_file` does, of a file that is open."""
     tensors = _own(tensors)
     found = {"scaling_factor": scale, "shift_factor": shift, "norm_num_groups": groups}
-    config = complete(config_of(tensors) | found)
+    with of_config(tensors.source):
+        config = complete(config_of(tensors) | found)
     return _read(config, tensors, dtype, ldm_table(config["block_out_channels"]), put)
 
 
@@ -113,6 +118,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 def shape_of(config: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """Return the keywords that a config of diffusers has for both halves of any of its autoencoders."""
     widths = tuple(config["block_out_channels"])
+    check_groups(config, folder)
     kinds = [tuple(config[f"{way}_block_types"]) for way in ("down", "up")]
     attends = tuple(lookup(_ATTENDS, kind, f"down_block_types of {folder}") for kind in kinds[0])
     mirrored = tuple(kind.replace("DownEncoder", "UpDecoder") for kind in reversed(kinds[0]))

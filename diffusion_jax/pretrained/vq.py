@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusion_jax.nets.vq import vq
 from diffusion_jax.pretrained.rules import Call, Put, load
-from diffusion_jax.pretrained.tensors import open_tensors, read_config
+from diffusion_jax.pretrained.tensors import of_config, open_tensors, read_config
 from diffusion_jax.pretrained.vae import Autoencoder, complete, example_of, shape_of, statistics, table_of
 from diffusion_jax.types import Array
 
@@ -15,19 +15,21 @@ def load_vq(folder: str | Path, *, dtype: str = "float32", variant: str = "", pu
     config = complete(silent | read_config(folder, ("VQModel",), "load_vq"))
     if config["norm_type"] != "group":
         raise ValueError(f"load_vq: {folder} has norm_type '{config['norm_type']}'; only 'group' is known.")
-    module = vq(
-        channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        latent_channels=config["latent_channels"],
-        entries=config["num_vq_embeddings"],
-        entry_width=config["vq_embed_dim"],
-        dtype=dtype,
-        **shape_of(config, folder),
-    )
+    with of_config(folder):
+        module = vq(
+            channels=config["in_channels"],
+            out_channels=config["out_channels"],
+            latent_channels=config["latent_channels"],
+            entries=config["num_vq_embeddings"],
+            entry_width=config["vq_embed_dim"],
+            dtype=dtype,
+            **shape_of(config, folder),
+        )
+        found = statistics(config | {"latent_channels": module.entry_width}, folder)  # as a diffusion model sees them
+        table = table_of(config)
     tensors = open_tensors(folder, variant=variant)
-    params = load(table_of(config), tensors, module, example_of(module), dtype=dtype, put=put)
-    seen = config | {"latent_channels": module.entry_width}  # by a diffusion model
-    return Autoencoder(module, params, config, *statistics(seen, folder))
+    params = load(table, tensors, module, example_of(module), dtype=dtype, put=put)
+    return Autoencoder(module, params, config, *found)
 
 
 class VQCall(Call):

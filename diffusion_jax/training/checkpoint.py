@@ -80,15 +80,23 @@ class Checkpoints:
 
     def part(self, *names: str, step: int | None = None) -> tuple[int, Any]:
         """Read only one part of the newest state (or that of `step`), such as "averages", "ema", as numpy arrays."""
+        step = self._there(step)
+        found = read_part(self.folder / str(step) / "state", *names)
+        _check_bits(found, self.noted(step), "." + names[0] + "".join(f"['{name}']" for name in names[1:]))
+        return step, found
+
+    def shapes(self, *names: str, step: int | None = None) -> Any:
+        """Return the shapes of what `part` reads."""
+        return _within(self.folder / str(self._there(step)) / "state", *names)
+
+    def _there(self, step):
+        """Return the newest step, or this one if there is a checkpoint of it."""
         known = self.steps()
         if not known or (step is not None and step not in known):
             raise ValueError(
                 f"no checkpoint {'' if step is None else f'of step {step} '}in {self.folder}; has {known}."
             )
-        step = known[-1] if step is None else step
-        found = read_part(self.folder / str(step) / "state", *names)
-        _check_bits(found, self.noted(step), "." + names[0] + "".join(f"['{name}']" for name in names[1:]))
-        return step, found
+        return known[-1] if step is None else step
 
     def noted(self, step: int) -> dict[str, int]:
         """Return the sums over the bits of a checkpoint's arrays, as they were written."""
@@ -129,11 +137,7 @@ def parts_of(path: Path) -> Any:
 
 def read_part(path: Path, *names: str) -> Any:
     """Read one part of an array checkpoint, found by its names from the root, as numpy arrays."""
-    wanted = parts_of(path)
-    for name in names:
-        if name not in wanted:
-            raise ValueError(f"the checkpoint in {path} has no '{name}'; there are {', '.join(sorted(wanted))}.")
-        wanted = wanted[name]
+    wanted = _within(path, *names)
     for name in reversed(names):
         wanted = {name: wanted}
     how = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -143,6 +147,16 @@ def read_part(path: Path, *names: str) -> Any:
     for name in names:
         found = found[name]
     return found
+
+
+def _within(path, *names):
+    """Return the shapes of a part."""
+    wanted = parts_of(path)
+    for name in names:
+        if name not in wanted:
+            raise ValueError(f"the checkpoint in {path} has no '{name}'; there are {', '.join(sorted(wanted))}.")
+        wanted = wanted[name]
+    return wanted
 
 
 def _refuse_another(path, like):

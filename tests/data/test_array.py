@@ -128,6 +128,14 @@ def test_bad_arrays_are_refused_with_a_reason(tmp_path, make, words):
         make(tmp_path)
 
 
+def test_records_that_are_not_whole_are_refused(tmp_path):
+    path = tmp_path / "a.array_record"
+    write_records(path, [{"x": np.zeros(3, np.float32)}])
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="a.array_record cannot be read; a file is not whole"):
+        array(path=str(path))
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"must be one \.npz file"):

@@ -131,7 +131,7 @@ def test_statistics_are_a_scale_and_a_shift_or_one_of_each_for_a_channel():
     ("change", "words"),
     [
         ({"_class_name": "VQModel"}, "load_vae: .* is of a 'VQModel'"),
-        ({"block_out_channels": [16, 36]}, r"groups = 8 does not divide widths\[1\] = 36"),
+        ({"block_out_channels": [16, 36]}, r"norm_num_groups=8, which must divide each of .* \[16, 36\]"),
         ({"block_out_channels": [16, 32, 32]}, "3 block_out_channels, down_block_types"),
         ({"up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]}, "the second must mirror the first"),
         ({"down_block_types": ["DownEncoderBlock2D", "DownBlock2D"]}, "unknown down_block_types .* 'DownBlock2D'"),
