@@ -30,7 +30,11 @@ def made_by(source: str, function: str, what: str, home: Path) -> Any:
     root = next((folder for folder in path.resolve().parents if (folder / "configs" / "base.py").is_file()), None)
     if root and str(root) not in sys.path:
         sys.path.insert(0, str(root))  # configs import configs.base, wherever the command is given
-    made = run_path(str(path)).get(function)
+    try:
+        made = run_path(str(path)).get(function)
+    except SyntaxError as error:
+        place = f"{error.filename}, line {error.lineno}"
+        raise ValueError(f"{place}: this is no Python, {error.msg}: {(error.text or '').strip()}") from None
     if made is None:
         raise ValueError(f"{name} has no function {function}(mode), so it is no {what}.")
     return made(mode)

@@ -127,6 +127,12 @@ def test_incomplete_requests_are_answered_in_one_line(argv, answer, capsys):
     _expect_one_line(capsys, answer)
 
 
+def test_a_config_that_is_no_python_is_said_to_be_none_and_where(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("x = 1\ndef get_config(:\n    return x\n")
+    assert run(["paths", "--config", str(tmp_path / "mine.py"), "--workdir", str(tmp_path / "run")]) == 2
+    _expect_one_line(capsys, "mine.py, line 2: this is no Python, invalid syntax: def get_config(:")
+
+
 def test_a_missing_config_file_suggests_another(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert run(["paths", "--config=configs/exact2d.py", "--workdir=x"]) == 2
