@@ -288,8 +288,13 @@ def stable_diffusion_xl(parts: Parts, how: Beside) -> dict[str, Any]:
 
 
 def stable_diffusion_3(parts: Parts, how: Beside) -> dict[str, Any]:
-    """Return the entries of a network of latents that is told prompts by two CLIPs and T5."""
-    return of_latents(parts, how) | _reading("clip_t5", ("text", "pooled"), parts, how, 3)
+    """Return the entries of a network of latents that is told prompts by two CLIPs and T5, which may be left out."""
+    there = "text_encoder_3" in parts.folders
+    read = _reading("clip_t5", ("text", "pooled"), parts, how, 3 if there else 2)
+    if not there:
+        config = read_config(part_of(parts, *NETWORK), ("SD3Transformer2DModel",), "import_weights")
+        read["text"]["zeros"] = config.get("joint_attention_dim", 4096)
+    return of_latents(parts, how) | read
 
 
 def flux(parts: Parts, how: Beside) -> dict[str, Any]:

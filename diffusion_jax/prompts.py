@@ -151,24 +151,30 @@ def clip_t5(
     hashes: tuple = ("", "", ""),
     words: tuple = ("", "", ""),
     length: int = 256,
+    zeros: int = 0,
     dtype: str = "float32",
     variant: str = "",
     offload: bool = False,
 ) -> Prompts:
-    """Two CLIPs side by side, and T5 behind them: Stable Diffusion 3, whose `pooled` is that of both CLIPs."""
+    """Two CLIPs side by side, and T5 behind them: Stable Diffusion 3, whose `pooled` is that of both CLIPs.
+
+    For a T5 that was left out stand `zeros`, if there are any, which are as wide as it would have been.
+    """
     first = _clip(folder, "", (hashes[0], words[0]), dtype, variant, offload, projects=True)
     second = _clip(folder, "_2", (hashes[1], words[1]), dtype, variant, offload, projects=True)
-    third = _t5(folder, "_3", (hashes[2], words[2]), length, dtype, variant, offload)
+    third = None if zeros else _t5(folder, "_3", (hashes[2], words[2]), length, dtype, variant, offload)
+    width = third.width if third else zeros
 
     def tell(ids):
         states = [one.read(ids[name]) for name, one in (("ids", first), ("ids_2", second))]
         pair = jnp.concatenate([one.layers[-2] for one in states], -1)
-        pair = jnp.pad(pair, ((0, 0), (0, 0), (0, third.width - pair.shape[-1])))
-        text = jnp.concatenate([pair, third.read(ids["ids_3"])], 1)
+        pair = jnp.pad(pair, ((0, 0), (0, 0), (0, width - pair.shape[-1])))
+        rest = third.read(ids["ids_3"]) if third else jnp.zeros((len(pair), length, width))
+        text = jnp.concatenate([pair, rest], 1)
         return {"text": text, "pooled": jnp.concatenate([one.projected for one in states], -1)}
 
-    shapes = {"text": (first.length + length, third.width), "pooled": (first.projection + second.projection,)}
-    return _prompts({"ids": first, "ids_2": second, "ids_3": third}, tell, shapes)
+    shapes = {"text": (first.length + length, width), "pooled": (first.projection + second.projection,)}
+    return _prompts({"ids": first, "ids_2": second, **({"ids_3": third} if third else {})}, tell, shapes)
 
 
 def t5_clip(

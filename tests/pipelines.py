@@ -56,6 +56,17 @@ def stable_diffusion_3(folder: Path, scheduler: str = "FlowMatchEulerDiscreteSch
     return folder
 
 
+def stable_diffusion_3_clips(folder: Path, scheduler: str = "FlowMatchEulerDiscreteScheduler", **changes: Any) -> Path:
+    """Write it without its T5."""
+    stable_diffusion_3(folder, scheduler, **changes)
+    path = folder / "model_index.json"
+    left = ("text_encoder_3", "tokenizer_3")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: [None, None] for key in left}))
+    for part in left:
+        shutil.rmtree(folder / part)
+    return folder
+
+
 def flux(folder: Path, scheduler: str = "FlowMatchEulerDiscreteScheduler", **changes: Any) -> Path:
     """Write Flux as small as can be, but for its transformer, which does not fit what reads prompts."""
     encoders(folder, t5="_2", width=24)

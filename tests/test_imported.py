@@ -214,7 +214,7 @@ def without(part):
         (pipelines.stable_diffusion, without("vae"), "names no vae or vqvae, or says that it is null"),
         (pipelines.stable_diffusion, without("scheduler"), "names no scheduler, or says"),
         (pipelines.stable_diffusion, without("unet"), "names no unet or transformer"),
-        (pipelines.stable_diffusion_3, without("text_encoder_3"), "no text_encoder_3, .*3Pipeline needs it"),
+        (pipelines.stable_diffusion_3, without("text_encoder_2"), "no text_encoder_2, .*3Pipeline needs it"),
         (pipelines.stable_diffusion_3, without("image_encoder"), "the parts are not of one pipeline"),
         (
             pipelines.stable_diffusion,
@@ -227,7 +227,7 @@ def without(part):
             "scheduler_config.json has no _class_name",
         ),
     ],
-    ids=["text", "vae", "scheduler", "network", "t5", "other", "config", "list"],
+    ids=["text", "vae", "scheduler", "network", "second", "other", "config", "list"],
 )
 def test_a_pipeline_without_a_part_says_which(tmp_path, make, change, words):
     change(make(tmp_path / "pipeline"))

@@ -113,6 +113,26 @@ def table_of(config: Mapping[str, Any]) -> Table:
     return table._replace(spellings=table.spellings[::-1]) if bare and table is not BOTH else table
 
 
+def open_table(config: Mapping[str, Any]) -> Table:
+    """Return the rules of a text's network in the spelling of OpenCLIP."""
+    layer, left = "transformer.resblocks.{i}", f"transformer.resblocks.{config['num_hidden_layers']}.*"
+    rules = (
+        Rule("token_embedding.weight", "tokens"),
+        Rule("positional_embedding", "positions"),
+        *norm(f"{layer}.ln_1", "blocks/norm_1"),
+        Rule(f"{layer}.attn.in_proj_weight", "blocks/attention/qkv/kernel", DENSE),
+        Rule(f"{layer}.attn.in_proj_bias", "blocks/attention/qkv/bias"),
+        *linear(f"{layer}.attn.out_proj", "blocks/attention/out"),
+        *norm(f"{layer}.ln_2", "blocks/norm_2"),
+        *linear(f"{layer}.mlp.c_fc", "blocks/dense_1"),
+        *linear(f"{layer}.mlp.c_proj", "blocks/dense_2"),
+        *norm("ln_final", "norm"),
+        Rule("text_projection", "projection/kernel"),
+    )
+    harmless = {left: "the last block, without which version 2 does", "logit_scale": "the loss's own"}
+    return Table(rules, harmless=harmless | {"text_projection": "where nothing is projected", "attn_mask": "causal"})
+
+
 def _half(config, half) -> dict[str, Any]:
     """Return the config of one half as if it were alone, with what transformers takes where it is silent."""
     if config["model_type"] != "clip":

@@ -31,9 +31,9 @@ import numpy as np
 
 from diffusion_jax.naming import lookup
 from diffusion_jax.pretrained.blocks import residual
-from diffusion_jax.pretrained.clip import ClipTextCall, read_clip_text
+from diffusion_jax.pretrained.clip import ClipTextCall, open_table, read_clip_text
 from diffusion_jax.pretrained.parts import TOKENIZERS, Parts, Pipeline
-from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Rule, Table, called, linear, norm
+from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Table, called, linear, norm
 from diffusion_jax.pretrained.t5 import T5Call, config_of, read_t5
 from diffusion_jax.pretrained.tensors import Tensors, behind, of_config
 from diffusion_jax.pretrained.transformer_file import kind_of, read_transformer
@@ -47,11 +47,12 @@ FLOW = "flow"  # what is predicted, and cannot be said to be otherwise
 
 
 class Reader(NamedTuple):
-    """What reads texts, its tokenizer, and whether that fills rows with the token 0."""
+    """What reads texts, its tokenizer, whether that fills rows with the token 0, and whether all can be left out."""
 
     kind: str
     tokenizer: str = "CLIPTokenizer"
     zeros: bool = False
+    needed: bool = True
 
 
 class Version(NamedTuple):
@@ -96,7 +97,11 @@ def pipeline_of(
             f"{', '.join((NETWORK, _VAE, *_TEXTS))}. An autoencoder alone is read by "
             "pretrained.vae.load_vae_file, which is told its scale, and anything else from a folder with a config.json."
         )
-    if version is None or not _needed(version) <= openers.keys():
+    version = version and _without(version, openers)
+    if (
+        not version
+        or not {version.network[0], "vae", *(f"text_encoder{end}" for end in version.texts)} <= openers.keys()
+    ):
         return Pipeline(Parts(openers), {}, {})
     folders = _tokenizers(Path(tokenizer).expanduser(), version) if tokenizer else {}
     openers |= {name: partial(TOKENIZERS[_tokenizer(version, name)], folder) for name, folder in folders.items()}
@@ -115,9 +120,11 @@ def _reader(prefix, tensors, side):
     return ("transformer", read_transformer) if kind else ("unet", partial(read_ldm_unet, side=side))
 
 
-def _needed(version):
-    """Return the names of the networks of a version."""
-    return {version.network[0], "vae", *(f"text_encoder{end}" for end in version.texts)}
+def _without(version, openers):
+    """Return a version without the readers that can be left out and are not there, which its index says."""
+    there = {end: one for end, one in version.texts.items() if one.needed or f"text_encoder{end}" in openers}
+    left = {f"{part}{end}" for end in version.texts.keys() - there for part in ("text_encoder", "tokenizer")}
+    return version._replace(texts=there, settings={**version.settings, **{key: [None, None] for key in sorted(left)}})
 
 
 def _index(version) -> dict[str, Any]:
@@ -283,26 +290,6 @@ def unet_table(config: Mapping[str, Any]) -> Table:
     return Table(tuple(rules))
 
 
-def open_table(config: Mapping[str, Any]) -> Table:
-    """Return the rules of a text's network in the spelling of OpenCLIP."""
-    layer, left = "transformer.resblocks.{i}", f"transformer.resblocks.{config['num_hidden_layers']}.*"
-    rules = (
-        Rule("token_embedding.weight", "tokens"),
-        Rule("positional_embedding", "positions"),
-        *norm(f"{layer}.ln_1", "blocks/norm_1"),
-        Rule(f"{layer}.attn.in_proj_weight", "blocks/attention/qkv/kernel", DENSE),
-        Rule(f"{layer}.attn.in_proj_bias", "blocks/attention/qkv/bias"),
-        *linear(f"{layer}.attn.out_proj", "blocks/attention/out"),
-        *norm(f"{layer}.ln_2", "blocks/norm_2"),
-        *linear(f"{layer}.mlp.c_fc", "blocks/dense_1"),
-        *linear(f"{layer}.mlp.c_proj", "blocks/dense_2"),
-        *norm("ln_final", "norm"),
-        Rule("text_projection", "projection/kernel"),
-    )
-    harmless = {left: "the last block, without which version 2 does", "logit_scale": "the loss's own"}
-    return Table(rules, harmless=harmless | {"text_projection": "where nothing is projected", "attn_mask": "causal"})
-
-
 def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
     """Return the config that transformers would have of the shapes of these names."""
     shapes = tensors.shapes
@@ -389,7 +376,7 @@ VERSIONS = {  # by what the names of a file that reads texts begin with
     ),
     _THREE.format("l"): Version(
         "StableDiffusion3Pipeline",
-        {**_PAIR, "_3": Reader("T5EncoderModel", "T5TokenizerFast")},
+        {**_PAIR, "_3": Reader("T5EncoderModel", "T5TokenizerFast", needed=False)},
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
         predicts=FLOW,
         network=("transformer", "SD3Transformer2DModel"),

@@ -17,9 +17,9 @@ from diffusion_jax.nets.t5 import t5
 from diffusion_jax.nets.unet import unet
 from diffusion_jax.nets.vae import vae
 from diffusion_jax.pretrained import load, save
-from diffusion_jax.pretrained.clip import TEXT
+from diffusion_jax.pretrained.clip import TEXT, open_table
 from diffusion_jax.pretrained.rules import export
-from diffusion_jax.pretrained.single_file import VERSIONS, open_table, unet_table
+from diffusion_jax.pretrained.single_file import VERSIONS, unet_table
 from diffusion_jax.pretrained.t5 import GATED
 from diffusion_jax.pretrained.unet import complete, keywords_of, table_of
 from diffusion_jax.pretrained.vae import ldm_table
@@ -182,6 +182,16 @@ def test_a_file_of_version_3_has_its_transformer_and_three_readers(tmp_path):
     assert (third.config["num_heads"], third.config["d_kv"], third.config["d_ff"]) == (2, 4, 20)
     with pytest.raises(ValueError, match="StableDiffusion3Pipeline predicts eps - x0, and not 'v'"):
         load(tmp_path / "a.safetensors", prediction="v")
+
+
+def test_a_file_of_version_3_may_be_without_its_longest_reader(tmp_path):
+    tensors = safetensors.numpy.load_file(whole("3", tmp_path / "a.safetensors"))
+    kept = {name: array for name, array in tensors.items() if "t5xxl" not in name}
+    safetensors.numpy.save_file(kept, tmp_path / "b.safetensors")
+    pipeline = load(tmp_path / "b.safetensors", tokenizer=tokenizers(tmp_path / "words"))
+    again = load(save(pipeline, tmp_path / "saved"))
+    assert {*again.parts} == {*pipeline.parts} and "text_encoder_3" not in again.parts
+    assert pipeline.config["text_encoder_3"] == pipeline.config["tokenizer_3"] == [None, None]
 
 
 def test_a_part_of_a_file_is_its_subfolder_and_is_saved_as_a_folder(tmp_path):
