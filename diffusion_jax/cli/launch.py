@@ -61,8 +61,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     refuse(backend, launch, again=asked.again or asked.dry_run)
     notes = _notes(backend, asked.job)
     if asked.dry_run:
-        text = script(backend.start(launch))
-        return lambda: print("".join(f"# {note}\n" for note in notes) + text, end="")
+        text = script(backend.start(launch), notes=notes)
+        return lambda: print(text, end="")
     if asked.plan:
         _ask_plan(backend, asked.job)
     made = record.Record(launch, asked.backend)

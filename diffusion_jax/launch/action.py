@@ -51,9 +51,10 @@ class Write(NamedTuple):
 Action = Run | Together | Write
 
 
-def script(actions: Sequence[Action]) -> str:
-    """Return a script that does what carrying the actions out does."""
-    return "".join(f"{_lines(action)}\n" for action in actions)
+def script(actions: Sequence[Action], *, notes: Sequence[str] = ()) -> str:
+    """Return a script that does what carrying the actions out does, after notes, of which every line is a comment."""
+    comments = [f"# {line}\n" for note in notes for line in note.split("\n")]
+    return "".join([*comments, *(f"{_lines(action)}\n" for action in actions)])
 
 
 def carry_out(actions: Sequence[Action], *, pause: Callable[[float], None] = time.sleep) -> list[str]:

@@ -105,6 +105,20 @@ def test_a_dry_run_shows_a_script_and_does_nothing(here, capsys, monkeypatch):
     assert "--workdir runs/toy/seed=5" in script and "--config.seed=6" in script
 
 
+@pytest.mark.parametrize("place", ["slurm", "tpu"])
+def test_no_line_of_a_value_becomes_a_line_of_the_script(place, here, capsys, monkeypatch):
+    """Also where the value is in a comment, as of the command that says whether a config fits."""
+    hostile = "--config.sampling.negative=x\ntouch pwned #\nEND\ntouch pwned; $(touch pwned) `touch pwned` '\""
+    tpu = ["--backend=tpu", "--topology=v5e:4x4", "--zone=us-west4-a", "--image=registry/dj:1"]
+    where = {"slurm": SLURM, "tpu": tpu}[place]
+    for name in ("sbatch", "gcloud"):
+        stand_in(here / "bin", monkeypatch, name, answers={name: ("ACTIVE", 0)})
+    assert run(["launch", *where, "--config", TOY, "--workdir", "/mnt/toy", "--dry_run", hostile]) == 0
+    said = capsys.readouterr().out
+    subprocess.run(["bash", "-euc", said], check=True, stdin=subprocess.DEVNULL)
+    assert (here / "launches" / "toy.sh").exists() and not list(here.rglob("pwned"))
+
+
 def test_a_launch_is_found_again_by_its_name(here, capsys, monkeypatch):
     log = stand_in(here / "bin", monkeypatch, "sbatch", "squeue", "scancel", answers={"sbatch": ("7", 0)})
     assert launch(*SLURM) == 0
