@@ -9,37 +9,46 @@ from diffusion_jax.evaluation.card import Card, read_cards, record
 from diffusion_jax.workdir import FREE, plain, read_config
 
 # Of a card's origin, what tells one way of sampling from another.
-WAYS = ("step", "average", "precision", "solver", "grid", "evaluations", "guidance", "threshold", "returned", "label")
+WAYS = (
+    "step", "average", "precision", "solver", "grid", "evaluations", "guidance", "threshold", "returned", "label",
+    "captions", "negative", "size", "hints",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
-    """One value: the run's folder and seed, what tells its arm from the others, by name, and its card."""
+    """One value: the run's folder and seed, what tells its arm from others, by name, its card, and how it was drawn."""
 
     workdir: Path
     seed: int
     arm: Mapping[str, str]
     card: Card
+    way: Mapping[str, Any] = {}
 
 
 def read_rows(workdirs: Iterable[Path]) -> list[Row]:
-    """Read the cards of some runs; an arm is named by what differs among the runs and their ways of sampling."""
+    """Read the cards of some runs, in the order in which they were made.
+
+    An arm is named by what differs among the runs and their ways of sampling.
+    """
     held: list[tuple[Path, dict[str, Any], list[Card]]] = []
     for workdir in workdirs:
         cards = [card for path in sorted((workdir / "evaluations").glob("*.json")) for card in read_cards(path)]
+        cards.sort(key=lambda card: str(card.made.get("at", "")))
         held.append((workdir, plain(read_config(workdir)), cards))
     if not any(cards for _, _, cards in held):
         where = ", ".join(str(workdir) for workdir, *_ in held) or "no folder"
         raise ValueError(f"report: there are no cards in {where}; evaluate the runs first.")
     configs = [_entries(config) for _, config, _ in held]
     trained = _telling(configs)
-    ways = _telling([_way(card) for _, _, cards in held for card in cards])
+    every = [card.samples for _, _, cards in held for card in cards]
+    ways = _telling([_way(samples, every) for samples in every])
     found = []
     for (workdir, config, cards), entries in zip(held, configs, strict=True):
         for card in cards:
-            way = _way(card)
+            way = _way(card.samples, every)
             arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
             arm |= {key: shown(way.get(key), ()) for key in ways}
-            found.append(Row(workdir, config["seed"], arm, card))
+            found.append(Row(workdir, config["seed"], arm, card, way))
     return _newest(found)
 
 
@@ -65,7 +74,7 @@ def name_of(arm: Mapping[str, str]) -> str:
 def flat(row: Row) -> dict[str, Any]:
     """Return a row as one flat record, for tables of other programs."""
     number = {key: value for key, value in record(row.card).items() if key in ("metric", "value", "low", "high", "n")}
-    return {"run": row.workdir.name, "seed": row.seed, **row.arm, **_way(row.card), **number}
+    return {"run": row.workdir.name, "seed": row.seed, **row.arm, **row.way, **number}
 
 
 def shown(value: Any, among: Sequence[Any]) -> str:
@@ -94,11 +103,26 @@ def _entries(config, under=""):
     return found
 
 
-def _way(card):
-    way = {key: card.samples.get(key) for key in WAYS if key in card.samples}
-    if isinstance(way.get("guidance"), Mapping):
-        way["guidance"] = way["guidance"].get("scale", way["guidance"].get("name"))
-    return {key: shown(value, ()) if isinstance(value, Mapping) else value for key, value in way.items()}
+def _way(samples, every):
+    """Say how samples were drawn, of entries with those keywords that tell them from others of `every` card.
+
+    The scale of guidance is a number of its own, and what else tells how it guided is beside it.
+    """
+    way = {}
+    for key in (key for key in WAYS if key in samples):
+        value, among = samples[key], [other.get(key) for other in every]
+        if key == "guidance" and isinstance(value, Mapping):
+            way["guided"] = shown(_unscaled(value), [_unscaled(other) for other in among])
+            way[key] = value.get("scale", value.get("name"))
+        else:
+            way[key] = shown(value, among) if isinstance(value, Mapping) else value
+    return way
+
+
+def _unscaled(guidance):
+    if not isinstance(guidance, Mapping):
+        return guidance
+    return {key: value for key, value in guidance.items() if key != "scale"}
 
 
 def _telling(records):

@@ -13,6 +13,17 @@ from diffusion_jax.evaluation.card import Card, write_cards
 RNG = np.random.default_rng(0)
 
 
+OTHERWISE = (
+    ("grid", {"name": "karras", "rho": 3.0}),
+    ("grid", {"name": "karras", "rho": 7.0}),
+    ("threshold", {"name": "static", "limit": 1.0}),
+    ("captions", ["a"]),
+    ("captions", ["b"]),
+    ("negative", "bad"),
+    ("size", [8, 8]),
+)
+
+
 def card(value, *, metric="fid", n=100, **samples):
     origin = {"run": "r", "step": 5, "evaluations": 10, **samples}
     return Card(metric, float(value), None, "lower", {"n": n, "interval": "none"}, origin, {"at": "2026-01-01"})
@@ -106,6 +117,36 @@ def test_arms_are_named_by_what_differs_among_runs_and_ways_of_sampling(tmp_path
     ]  # fmt: skip
     assert [arm["guidance"] for arm in arms] == ["1.0", "2.0"] * 3
     assert set(arms[0]) == {"schedule", "guidance"}
+
+
+def test_every_way_of_sampling_is_an_arm_of_its_own_in_the_order_of_measuring(tmp_path):
+    """Whatever of the sampling differs, no value takes another's place."""
+    guided = [
+        {"name": "classifier_free", "scale": scale, "interval": interval}
+        for interval in (None, [0.2, 0.8])
+        for scale in (2.0, 3.0)
+    ]
+    ways = [
+        *({"solver": {"name": "ancestral", "eta": eta}, "guidance": guided[0]} for eta in (1.0, 0.2)),
+        *({"solver": {"name": "ancestral", "eta": 1.0}, "guidance": one} for one in guided[1:]),
+        *({"solver": {"name": "heun"}, "guidance": guided[0], key: value} for key, value in OTHERWISE),
+    ]
+    cards = [card(place, **way)._replace(made={"at": f"2026-01-01T00:00:{place:02}"}) for place, way in enumerate(ways)]
+    folder = write_run(tmp_path / "a", config({"name": "cosine"}), cards[::-1])
+    found = read_rows([folder])
+    assert [row.card.value for row in found] == list(range(len(ways)))
+    assert len(arms_of(found)) == len(ways)
+    assert [arm["solver"] for arm in arms_of(found)][:3] == [
+        "ancestral eta=1.0",
+        "ancestral eta=0.2",
+        "ancestral eta=1.0",
+    ]
+    assert [(arm["guidance"], arm["guided"]) for arm in arms_of(found)][2:5] == [
+        ("3.0", "classifier_free interval=null"),
+        ("2.0", "classifier_free interval=[0.2, 0.8]"),
+        ("3.0", "classifier_free interval=[0.2, 0.8]"),
+    ]
+    assert len(tables.as_csv(found).splitlines()) == 1 + len(ways)
 
 
 def test_parts_of_an_entry_with_entries_are_told_by_themselves(tmp_path):
