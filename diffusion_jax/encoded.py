@@ -64,7 +64,6 @@ def hinted(name: str, info: Info, unit: Any) -> tuple[Any, ...]:
 
 def images(asked: Encoding) -> Pipeline:
     """Return the batches of images that will be encoded; those that the autoencoder does not take are refused."""
-    asked.codec.check()
     data = make_evaluation(asked.source, asked.transforms, batch_size=asked.batch_size)
     shape, codec = data.info.shapes["x"], asked.codec
     if len(shape) != 3 or shape[-1] != codec.channels or any((side or 0) % codec.factor for side in shape[:2]):

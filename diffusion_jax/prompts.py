@@ -23,8 +23,8 @@ from diffusion_jax.pretrained.clip import load_clip_text
 from diffusion_jax.pretrained.held import check, held
 from diffusion_jax.pretrained.t5 import load_t5
 from diffusion_jax.pretrained.t5_tokenizer import t5_tokenizer
-from diffusion_jax.pretrained.tensors import read_config, refuse_others
-from diffusion_jax.pretrained.tokenizer import Tokens, clip_tokens, words_of
+from diffusion_jax.pretrained.tensors import read_config
+from diffusion_jax.pretrained.tokenizer import Tokens, check_words, clip_tokens
 from diffusion_jax.pretrained.unet import micro
 from diffusion_jax.types import Batch
 
@@ -245,7 +245,7 @@ def _clip(folder, end, known, *how, projects=False) -> _Encoder:
     if not isinstance(length, int) or length < 3:
         raise ValueError(f"text: {encoder} has max_position_embeddings={length!r}; it must be a number of tokens.")
     home = Path(folder).expanduser() / f"tokenizer{end}"
-    refuse_others(home, words_of(home) if known[1] else "", known[1])
+    check_words(home, known[1])
     tokens = clip_tokens(home, length=length, vocabulary=half["vocab_size"], end=half.get("eos_token_id"))
     reads = _reads(load_clip_text, encoder, known[0], how)
     return _Encoder(length, half["hidden_size"], half["projection_dim"], tokens, *reads)
@@ -255,7 +255,7 @@ def _t5(folder, end, known, length, *how) -> _Encoder:
     encoder = Path(folder).expanduser() / f"text_encoder{end}"
     config = read_config(encoder, ("t5", "mt5"), "text")
     width, home = config.get("d_model", 512), Path(folder).expanduser() / f"tokenizer{end}"
-    refuse_others(home, words_of(home) if known[1] else "", known[1])
+    check_words(home, known[1])
     tokens = t5_tokenizer(home, length=length, vocabulary=config.get("vocab_size", 32128))
     return _Encoder(length, width, 0, tokens, *_reads(load_t5, encoder, known[0], how))
 

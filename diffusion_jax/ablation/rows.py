@@ -41,11 +41,12 @@ def read_rows(workdirs: Iterable[Path]) -> list[Row]:
     configs = [_entries(config) for _, config, _ in held]
     trained = _telling(configs)
     every = [card.samples for _, _, cards in held for card in cards]
-    ways = _telling([_way(samples, every) for samples in every])
+    drawn = [_way(samples, every) for samples in every]
+    ways, rest = _telling(drawn), iter(drawn)
     found = []
     for (workdir, config, cards), entries in zip(held, configs, strict=True):
         for card in cards:
-            way = _way(card.samples, every)
+            way = next(rest)
             arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
             arm |= {key: shown(way.get(key), ()) for key in ways}
             found.append(Row(workdir, config["seed"], arm, card, way))

@@ -68,7 +68,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     crop, unit = {"name": "adm_crop", "side": side}, {"name": "to_unit"}
     transforms = (crop, *hinted(asked["hint"], source.info, unit)) if asked["hint"] else (crop, unit)
     encoding = Encoding(source, transforms, codec, asked["batch_size"], asked["mirrored"])
-    images(encoding)  # says its errors
+    images(encoding)  # says its errors, as does the next
+    codec.check()
 
     def job():
         noted = encode(encoding, out, latent=plain(latent), data=plain(data), side=side, hint=asked["hint"])

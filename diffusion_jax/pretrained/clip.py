@@ -31,10 +31,8 @@ def read_clip_text(
 
 def load_clip_vision(folder: str | Path, *, dtype: str = "float32", variant: str = "", put: Put = None) -> Pretrained:
     """Read the half that sees; it computes, and is kept, in `dtype`."""
-    config, tensors = (
-        read_config(folder, ("clip_vision_model", "clip"), "load_clip_vision"),
-        open_tensors(folder, variant=variant),
-    )
+    config = read_config(folder, ("clip_vision_model", "clip"), "load_clip_vision")
+    tensors = open_tensors(folder, variant=variant)
     with of_config(folder):
         config = _half(config, "vision")
         module = _vision(config, dtype)

@@ -35,7 +35,7 @@ from diffusion_jax.pretrained.clip import ClipTextCall, open_table, read_clip_te
 from diffusion_jax.pretrained.parts import TOKENIZERS, Parts, Pipeline
 from diffusion_jax.pretrained.rules import CONV, DENSE, POINTWISE, Pretrained, Put, Table, called, linear, norm
 from diffusion_jax.pretrained.t5 import T5Call, config_of, read_t5
-from diffusion_jax.pretrained.tensors import Tensors, behind, of_config
+from diffusion_jax.pretrained.tensors import Tensors, behind, count, of_config
 from diffusion_jax.pretrained.transformer_file import kind_of, read_transformer
 from diffusion_jax.pretrained.unet import UNetCall, read_unet, transformer
 from diffusion_jax.pretrained.vae import VAECall, read_vae_file
@@ -241,12 +241,12 @@ def unet_config(tensors: Tensors) -> dict[str, Any]:
             f"load: {tensors.source} has no U-Net that is known: one of {', '.join((first, last, told))} and "
             f"input_blocks.1.0.in_layers.0.weight is not behind '{NETWORK}'."
         )
-    layers = [_count(shapes, f"input_blocks.{level[0]}.1.transformer_blocks.{{}}.norm1.weight") for level in levels]
+    layers = [count(shapes, f"input_blocks.{level[0]}.1.transformer_blocks.{{}}.norm1.weight") for level in levels]
     widths = [shapes[f"input_blocks.{level[0]}.0.out_layers.3.weight"][0] for level in levels]
     plain = len(shapes["middle_block.1.proj_in.weight"]) == 4
     pooled = shapes.get("label_emb.0.0.weight", (0, None))[1]
     kinds = ["CrossAttn" * bool(count) for count in layers]
-    middle = _count(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
+    middle = count(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
     return {
         "_class_name": "UNet2DConditionModel",
         "in_channels": shapes[first][1],
@@ -306,7 +306,7 @@ def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": hidden,
-        "num_hidden_layers": _count(shapes, block),
+        "num_hidden_layers": count(shapes, block),
         "num_attention_heads": max(width // _HEAD, 1),
         "max_position_embeddings": length,
         "bos_token_id": vocabulary - 2,
@@ -318,14 +318,6 @@ def _text_config(tensors, *, tokens, positions, block) -> dict[str, Any]:
 
 def _present(tensors, prefixes):
     return [prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors.shapes)]
-
-
-def _count(shapes, pattern):
-    """Count the numbers from 0 with which a name is there."""
-    number = 0
-    while pattern.format(number) in shapes:
-        number += 1
-    return number
 
 
 _RESIDUAL = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")

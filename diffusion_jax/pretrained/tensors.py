@@ -161,6 +161,14 @@ def behind(tensors: Tensors, prefix: str) -> Tensors:
     return Tensors(shapes, lambda name: tensors.read(prefix + name), tensors.source, dtypes)
 
 
+def count(shapes: Mapping[str, Any], pattern: str) -> int:
+    """Count the numbers from 0 with which a name is there."""
+    number = 0
+    while pattern.format(number) in shapes:
+        number += 1
+    return number
+
+
 def _shards(index):
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

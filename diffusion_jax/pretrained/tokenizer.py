@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.pretrained.tensors import identity_of, read_json
+from diffusion_jax.pretrained.tensors import identity_of, read_json, refuse_others
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LEGACY_END = 2  # of old configs, whose readers take the largest token for the end
@@ -92,6 +92,11 @@ def _read(library, folder):
         f"clip_tokenizer: {folder} has neither tokenizer.json nor vocab.json with merges.txt, which lie in the "
         "folder of a whole CLIP and, in a folder of Stable Diffusion, in `tokenizer`."
     )
+
+
+def check_words(folder: Path, known: str) -> None:
+    """Refuse a tokenizer that is another than it was; "" is known of none."""
+    refuse_others(folder, words_of(folder) if known else "", known)
 
 
 def words_of(folder: Path) -> str:

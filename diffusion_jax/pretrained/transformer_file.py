@@ -18,7 +18,7 @@ from diffusion_jax.pretrained.flux import FluxCall, read_flux
 from diffusion_jax.pretrained.rules import CONV, SINGLE, Pretrained, Put, Rule, Table, called, linear
 from diffusion_jax.pretrained.sd3 import KIND as SD3
 from diffusion_jax.pretrained.sd3 import SD3Call, groups_of, read_sd3
-from diffusion_jax.pretrained.tensors import Tensors, of_config
+from diffusion_jax.pretrained.tensors import Tensors, count, of_config
 
 _FIRST = {"joint_blocks.0.x_block.attn.qkv.weight": SD3, "double_blocks.0.img_attn.qkv.weight": FLUX}
 _HEAD = 64
@@ -45,7 +45,7 @@ def sd3_config(tensors: Tensors) -> dict[str, Any]:
     told = ("context_embedder.weight", "y_embedder.mlp.0.weight")
     _check_there(tensors, (first, last, table, *told))
     width, channels, patch, _ = shapes[first]
-    depth = _count(shapes, block.format("{}", "attn.qkv.weight"))
+    depth = count(shapes, block.format("{}", "attn.qkv.weight"))
     (head,) = shapes.get(block.format(0, "attn.ln_q.weight"), (_HEAD,))
     return {
         "_class_name": SD3,
@@ -79,8 +79,8 @@ def sd3_table(config: Mapping[str, Any]) -> Table:
             theirs, ours = f"joint_blocks.{{i}}.{theirs}", f"blocks_{number}/{ours}"
             own = [
                 *linear(f"{theirs}.adaLN_modulation.1", f"{ours}/modulation"),
-                *_attention(f"{theirs}.attn", f"{ours}/attention", "ln_{}.weight"),
-                *_attention(f"{theirs}.attn2", f"{ours}/self_attention", "ln_{}.weight"),
+                *_attention(f"{theirs}.attn", f"{ours}/attention", _SD3_NORMS),
+                *_attention(f"{theirs}.attn2", f"{ours}/self_attention", _SD3_NORMS),
                 *linear(f"{theirs}.mlp.fc1", f"{ours}/dense_1"),
                 *linear(f"{theirs}.mlp.fc2", f"{ours}/dense_2"),
             ]
@@ -101,8 +101,8 @@ def flux_config(tensors: Tensors) -> dict[str, Any]:
         "patch_size": 1,
         "in_channels": channels,
         "out_channels": None if shapes[last][0] == channels else shapes[last][0],
-        "num_layers": _count(shapes, "double_blocks.{}.img_attn.qkv.weight"),
-        "num_single_layers": _count(shapes, "single_blocks.{}.linear1.weight"),
+        "num_layers": count(shapes, "double_blocks.{}.img_attn.qkv.weight"),
+        "num_single_layers": count(shapes, "single_blocks.{}.linear1.weight"),
         "attention_head_dim": head_width,
         "num_attention_heads": width // head_width,
         "joint_attention_dim": shapes[told[0]][1],
@@ -140,12 +140,12 @@ def _embedders(names, layers):
     ]
 
 
-def _attention(theirs, ours, normed):
-    """Give the rules of attention, which may lack norms and what follows; `normed` is how the norms are called."""
+def _attention(theirs, ours, norms):
+    """Give the rules of attention, which may lack what follows, and its `norms`, of queries and of keys."""
     return [
         *linear(f"{theirs}.qkv", f"{ours}/qkv"),
         *linear(f"{theirs}.proj", f"{ours}/out"),
-        *(Rule(f"{theirs}.{normed.format(part)}", f"{ours}/norm_{part[0]}/scale") for part in _PARTS[normed]),
+        *(Rule(f"{theirs}.{name}", f"{ours}/norm_{part}/scale") for name, part in zip(norms, "qk", strict=True)),
     ]
 
 
@@ -155,15 +155,8 @@ def _check_there(tensors, names):
         raise ValueError(f"load: {tensors.source} has no transformer that is known: it lacks {', '.join(missing)}.")
 
 
-def _count(shapes, pattern):
-    """Count the numbers from 0 with which a name is there."""
-    number = 0
-    while pattern.format(number) in shapes:
-        number += 1
-    return number
-
-
-_PARTS = {"ln_{}.weight": ("q", "k"), "norm.{}_norm.scale": ("query", "key")}
+_SD3_NORMS = ("ln_q.weight", "ln_k.weight")
+_FLUX_NORMS = ("norm.query_norm.scale", "norm.key_norm.scale")
 _FINAL = (*linear("final_layer.adaLN_modulation.1", "last_modulation"), *linear("final_layer.linear", "last"))
 _SINGLE = "single_blocks.{i}"
 FLUX_TABLE = Table((
@@ -175,13 +168,13 @@ FLUX_TABLE = Table((
         for theirs, ours in {"img": "image", "txt": "text"}.items()
         for rule in (
             *linear(f"double_blocks.{{i}}.{theirs}_mod.lin", f"blocks/{ours}/modulation"),
-            *_attention(f"double_blocks.{{i}}.{theirs}_attn", f"blocks/{ours}/attention", "norm.{}_norm.scale"),
+            *_attention(f"double_blocks.{{i}}.{theirs}_attn", f"blocks/{ours}/attention", _FLUX_NORMS),
             *linear(f"double_blocks.{{i}}.{theirs}_mlp.0", f"blocks/{ours}/dense_1"),
             *linear(f"double_blocks.{{i}}.{theirs}_mlp.2", f"blocks/{ours}/dense_2"),
         )
     ),
     *linear(f"{_SINGLE}.modulation.lin", "single_blocks/modulation"),
-    *_attention(_SINGLE, "single_blocks/attention", "norm.{}_norm.scale"),
+    *_attention(_SINGLE, "single_blocks/attention", _FLUX_NORMS),
     *linear(f"{_SINGLE}.dense", "single_blocks/dense_1"),
     *linear(f"{_SINGLE}.linear2", "single_blocks/dense_2"),
     *_FINAL,
