@@ -89,7 +89,7 @@ def config_differences(workdir: Path, config: ConfigDict) -> list[str]:
     path = workdir / "config.json"
     if not path.exists():
         return []
-    changes = _changes(_completed(json.loads(path.read_text(encoding="utf-8"))), plain(config), "")
+    changes = _changes(_read_config(path), plain(config), "")
     return [
         f"{key}: {old!r} there, {new!r} now"
         for key, (old, new) in sorted(changes.items())
@@ -125,6 +125,11 @@ def note_end(workdir: Path, step: int, config: ConfigDict) -> None:
     write_json(workdir / "finished.json", {"step": step, "evaluation": plain(config.evaluation)})
 
 
+def ended(workdir: Path) -> bool:
+    """Say whether the folder holds a run that has come to its last step, or did so before it was given more."""
+    return (workdir / "finished.json").exists()
+
+
 def finished(workdir: Path, config: ConfigDict) -> bool:
     """Say whether the folder holds a run that has done all that the config asks."""
     path = workdir / "finished.json"
@@ -139,7 +144,7 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} is no run's folder: it has no config.json. Train there first.")
-    return ConfigDict(_tuples(_completed(json.loads(path.read_text(encoding="utf-8"))))).lock()
+    return ConfigDict(_tuples(_read_config(path))).lock()
 
 
 def plain(config: Any) -> Any:
@@ -176,8 +181,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def _completed(config):
-    """Add to a run's config what configs have said since."""
+def _read_config(path):
+    """Read a run's config, and add what configs have said since."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, and no run can be known by it: {error}.") from None
+    if not isinstance(config, dict) or "seed" not in config:
+        raise ValueError(f"{path} is no config of a run.")
     for key, value in plain(LATER).items():
         *path, last = key.split(".")
         here = config

@@ -5,7 +5,7 @@ import html
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,59 @@ from PIL import Image
 from diffusion_jax import plots
 from diffusion_jax.ablation import pictures, tables
 from diffusion_jax.ablation.rows import Row, arms_of, metrics_of, name_of, read_rows
-from diffusion_jax.files import replacing
+from diffusion_jax.files import check_folder, replacing
+from diffusion_jax.workdir import ended
 
 MOST_PICTURES = 16  # of samples in a page
 
 
 def prepare(
-    workdirs: Sequence[Path], out: Path, *, baseline: str = "", cumulative: bool = False, force: bool = False
+    workdirs: Sequence[Path],
+    out: Path,
+    *,
+    baseline: str = "",
+    cumulative: bool = False,
+    force: bool = False,
+    notes: Sequence[str] = (),
 ) -> "Report":
-    """Read what some runs measured; values that were not measured alike are refused unless `force`d."""
+    """Read what some runs measured; values that were not measured alike are refused unless `force`d.
+
+    `notes` are of what the tables do not show; that a run has no cards or has not ended is noted besides.
+    """
+    if cumulative and baseline:
+        raise ValueError("report: --cumulative holds every arm against the one before; leave --baseline out.")
+    check_folder(out, "--out")
     rows = read_rows(workdirs)
+    measured = {row.workdir for row in rows}
+    notes = [
+        *notes,
+        *(f"{workdir} has no cards, and is not in the tables" for workdir in workdirs if workdir not in measured),
+        *(f"{workdir} has not come to its end" for workdir in workdirs if workdir in measured and not ended(workdir)),
+    ]
     arms = arms_of(rows)
     if cumulative and len(arms) > len(tables.LETTERS):
         raise ValueError(f"report: {len(arms)} arms are too many for a cumulative table, which letters them.")
     named = {name_of(arm): arm for arm in arms}
     if baseline and baseline not in named:
         raise ValueError(f"report: no arm is called '{baseline}'. There are: {'; '.join(named)}.")
-    return Report(rows, named.get(baseline, arms[0]), out, cumulative, force)
+    base = named.get(baseline, arms[0])
+    table = tables.cumulative(rows, force=force) if cumulative else tables.markdown(rows, base=base, force=force)
+    words = "each row's to the row above" if cumulative else f"to `{name_of(base)}`"
+    return Report(rows, table, out, [_words(rows, words), *notes])
 
 
 class Report:
-    """Rows, and the arm that the others are held against."""
+    """Rows, their table, and in words how they are to be read, with what is not there."""
 
-    def __init__(self, rows: Sequence[Row], base: Mapping[str, str], out: Path, cumulative: bool, force: bool):
-        self.rows, self.base, self.out = rows, base, out
-        self.table = (
-            tables.cumulative(rows, force=force) if cumulative else tables.markdown(rows, base=base, force=force)
-        )
+    def __init__(self, rows: Sequence[Row], table: str, out: Path, words: Sequence[str]):
+        self.rows, self.table, self.out, self.words = rows, table, out, words
 
     def write(self) -> Path:
         """Write report.md, rows.csv, rows.jsonl and report.html, and return the last."""
         self.out.mkdir(parents=True, exist_ok=True)
         question = self._question()
         pages = {
-            "report.md": "\n\n".join([part for part in (question, self.table, self._words()) if part]) + "\n",
+            "report.md": "\n\n".join([part for part in (question, self.table, *self.words) if part]) + "\n",
             "rows.csv": tables.as_csv(self.rows),
             "rows.jsonl": tables.as_json_lines(self.rows),
             "report.html": self._page(question),
@@ -62,16 +81,9 @@ class Report:
         note = self.out / "question.md"
         return note.read_text(encoding="utf-8").strip() if note.exists() else ""
 
-    def _words(self):
-        seeds = sorted({row.seed for row in self.rows})
-        each = "Means over the seeds with Student's intervals of 95 %" if len(seeds) > 1 else "One seed"
-        return (
-            f"{each}; seeds: {', '.join(map(str, seeds))}. Differences are to `{name_of(self.base)}`, or in a "
-            "cumulative table to the row above, from the same seeds; those that chance may have made are in brackets."
-        )
-
     def _page(self, question):
-        sections = [_paragraphs(question), _table(self.table), f"<p class=note>{_inline(self._words())}</p>"]
+        sections = [_paragraphs(question), _table(self.table)]
+        sections += [f"<p class=note>{_inline(text)}</p>" for text in self.words]
         for metric in metrics_of(self.rows):
             drawn = [draw(self.rows, metric) for draw in (pictures.heat_map, pictures.against_evaluations)]
             sections += [_figure(figure, metric) for figure in drawn if figure is not None]
@@ -101,6 +113,20 @@ class Report:
             for row in self.rows
         ]
         return "\n".join([head, "| --- | --- | --- | --- | ---: |", *lines])
+
+
+def _words(rows, against):
+    """Say what means and differences are of, and which seeds an arm has where not all have the same."""
+    of = [(name_of(arm), sorted({row.seed for row in rows if row.arm == arm})) for arm in arms_of(rows)]
+    seeds = sorted({row.seed for row in rows})
+    each = "Means over the seeds with Student's intervals of 95 %" if len(seeds) > 1 else "One seed"
+    fewer = [f"`{name}` has {', '.join(map(str, own))}" for name, own in of if own != seeds]
+    return (
+        f"{each}; seeds: {', '.join(map(str, seeds))}"
+        + "".join(f"; {text}" for text in fewer)
+        + f". Differences are {against}, from the seeds that both have; those that chance may have made are in "
+        "brackets."
+    )
 
 
 def _table(markdown: str) -> str:

@@ -14,6 +14,8 @@ WAYS = (
     "captions", "negative", "size", "hints",
 )  # fmt: skip
 
+SAID_ELSEWHERE = {"evaluation", "expects", "sampling"}  # by the cards, each of its own
+
 
 class Row(NamedTuple):
     """One value: the run's folder and seed, what tells its arm from others, by name, its card, and how it was drawn."""
@@ -38,19 +40,15 @@ def read_rows(workdirs: Iterable[Path]) -> list[Row]:
     if not any(cards for _, _, cards in held):
         where = ", ".join(str(workdir) for workdir, *_ in held) or "no folder"
         raise ValueError(f"report: there are no cards in {where}; evaluate the runs first.")
-    configs = [_entries(config) for _, config, _ in held]
-    trained = _telling(configs)
-    every = [card.samples for _, _, cards in held for card in cards]
-    drawn = [_way(samples, every) for samples in every]
-    ways, rest = _telling(drawn), iter(drawn)
-    found = []
-    for (workdir, config, cards), entries in zip(held, configs, strict=True):
-        for card in cards:
-            way = next(rest)
-            arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
-            arm |= {key: shown(way.get(key), ()) for key in ways}
-            found.append(Row(workdir, config["seed"], arm, card, way))
-    return _newest(found)
+    found = _rows(held, FREE)
+    if _same(found):
+        found = _rows(held, SAID_ELSEWHERE)  # what a run may change is what tells these apart
+    for one, other in _same(found):
+        raise ValueError(
+            f"report: {one} and {other} are the same arm from the same seed, of which one would hide the other; leave "
+            "one of them out."
+        )
+    return found
 
 
 def arms_of(rows: Sequence[Row]) -> list[Mapping[str, str]]:
@@ -87,15 +85,39 @@ def shown(value: Any, among: Sequence[Any]) -> str:
     return str(value.get("name", "")) + "".join(f" {key}={shown(value[key], ())}" for key in keywords)
 
 
-def _entries(config, under=""):
-    """Flatten a config, leaving whole the entries that have a name; what a run may change is left out."""
+def _rows(held, free):
+    """Return the rows of runs, their configs and their cards, and name their arms by what is not `free`."""
+    configs = [_entries(config, free) for _, config, _ in held]
+    trained = _telling(configs)
+    every = [card.samples for _, _, cards in held for card in cards]
+    ways = _telling([_way(samples, every) for samples in every])
+    found = []
+    for (workdir, config, cards), entries in zip(held, configs, strict=True):
+        for card in cards:
+            way = _way(card.samples, every)
+            arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
+            arm |= {key: shown(way.get(key), ()) for key in ways}
+            found.append(Row(workdir, config["seed"], arm, card, way))
+    return _newest(found)
+
+
+def _same(rows):
+    """Return pairs of folders that both have a value of one arm, seed and metric."""
+    first: dict[str, Path] = {}
+    keys = [json.dumps([row.seed, row.arm, row.card.metric]) for row in rows]
+    both = [(first.setdefault(key, row.workdir), row.workdir) for key, row in zip(keys, rows, strict=True)]
+    return [(one, other) for one, other in both if one != other]
+
+
+def _entries(config, free, under=""):
+    """Flatten a config but for what is `free`, leaving whole the entries that have a name."""
     found = {}
     for key, value in config.items():
         path = f"{under}{key}"
-        if path in FREE or path == "seed":
+        if path in free or path == "seed":
             continue
         if isinstance(value, Mapping) and "name" not in value:
-            found |= _entries(value, f"{path}.")
+            found |= _entries(value, free, f"{path}.")
         elif isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
             found |= {path: {name: inner for name, inner in value.items() if not isinstance(inner, Mapping)}}
             found |= {f"{path}.{name}": inner for name, inner in value.items() if isinstance(inner, Mapping)}

@@ -162,10 +162,12 @@ def read_report(argv: Sequence[str]) -> dict[str, Any]:
     _parse(values, ConfigDict(), argv)
     if not folders:
         raise ValueError("which runs? Give --workdirs, as in --workdirs runs/a runs/b.")
-    # What a shell's * finds beside the runs is left.
-    workdirs = [path for path in map(Path, folders) if (path / "config.json").exists() or not path.exists()]
+    # What a shell's * finds beside the runs is left: files silently, folders with a note.
+    paths = [Path(folder) for folder in folders]
+    workdirs = [path for path in paths if (path / "config.json").exists() or not path.exists()]
+    notes = [f"{path} is no run's folder, and was left out" for path in paths if path.is_dir() and path not in workdirs]
     given = {name: values[name].value for name in ("baseline", "cumulative", "force")}
-    return {"workdirs": workdirs, "out": Path(str(values.out or Path(folders[0]).parent)), **given}
+    return {"workdirs": workdirs, "out": Path(str(values.out or paths[0].parent)), "notes": notes, **given}
 
 
 def read_ablation(argv: Sequence[str]) -> dict[str, Any]:

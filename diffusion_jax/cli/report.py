@@ -10,6 +10,7 @@
 --force                put values that were not measured alike into one table all the same
 
 An arm is what differs among the runs, and among the ways in which they were sampled; seeds of one arm are averaged.
+Under the table stands which seeds it is of and what it does not show: runs without cards, and folders that are no runs.
 Leaves report.md, report.html, which holds tables and pictures and needs no other file, rows.csv and rows.jsonl.
 """
 
@@ -26,7 +27,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
 
     def job():
         page = made.write()
-        print(made.table)
+        print(made.table, *made.words, sep="\n")
         print(f"wrote {page}, report.md, rows.csv and rows.jsonl")
 
     return job

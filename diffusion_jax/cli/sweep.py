@@ -92,16 +92,22 @@ def _prepare_ablation(source, out, backend, again, dry_run):
         outcome = carry_out.carry_out(runs, partial(_run, made, launch.name))
         for ended in outcome.failed:
             print(f"\n{ended.job.name} failed with exit code {ended.code}; it said last:\n{ended.said}")
-        done = [run.job.workdir for run in runs if finished(run.job.workdir, run.config)]
-        if done:
-            page = report.prepare(done, out)
-            print(f"{page.table}\nwrote {page.write()}")
+        _report(runs, out)
         if outcome.failed:
             raise SystemExit(
                 f"error: {len(outcome.failed)} of {outcome.total} runs failed; the same command tries again."
             )
 
     return job
+
+
+def _report(runs, out):
+    """Write the report of the runs that are done, which names the others."""
+    done = [run.job.workdir for run in runs if finished(run.job.workdir, run.config)]
+    notes = [f"{run.name} was not carried out to its end" for run in runs if run.job.workdir not in done]
+    if done:
+        page = report.prepare(done, out, notes=notes)
+        print(page.table, *page.words, f"wrote {page.write()}", sep="\n")
 
 
 def _run(backend, name, jobs):

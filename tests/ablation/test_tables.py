@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax.ablation import tables
+from diffusion_jax.ablation import report, tables
 from diffusion_jax.ablation.rows import Row, arms_of, read_rows, shown
 from diffusion_jax.evaluation.card import Card, write_cards
 
@@ -173,3 +173,45 @@ def test_runs_that_were_not_measured_are_refused(tmp_path):
 def test_entries_are_shown_by_what_tells_them_apart():
     among = [{"name": "a", "x": 1, "y": 2}, {"name": "a", "x": 3, "y": 2}, {"name": "b", "z": 0}]
     assert [shown(value, among) for value in among] == ["a x=1", "a x=3", "b"]
+
+
+def test_of_two_folders_of_one_arm_and_seed_none_hides_the_other(tmp_path):
+    """What a run may change tells them apart; where nothing does, both are named and one must be left out."""
+    first, other = (
+        write_run(tmp_path / name, config({"name": "cosine"}), [card(value)]) for name, value in (("a", 1), ("b", 2))
+    )
+    for folders in ([first, other], [other, first]):
+        with pytest.raises(ValueError, match="are the same arm from the same seed, .*leave one of them out"):
+            read_rows(folders)
+    (other / "config.json").write_text(json.dumps(config({"name": "cosine"}) | {"training": {"mapping": "pmap"}}))
+    assert sorted(row.card.value for row in read_rows([first, other])) == [1, 2]
+    assert len(arms_of(read_rows([first, other]))) == 2
+
+
+def test_a_report_says_what_it_does_not_show(tmp_path):
+    cosine, linear = {"name": "cosine"}, {"name": "linear"}
+    folders = [
+        write_run(tmp_path / f"{spec['name']}-{seed}", config(spec, seed), [card(seed)])
+        for spec, seed in ((cosine, 0), (cosine, 1), (linear, 0))
+    ]
+    for folder in folders[:2]:
+        (folder / "finished.json").write_text('{"step": 5}')
+    empty = write_run(tmp_path / "empty", config(linear, 1), [])
+    made = report.prepare([*folders, empty], tmp_path / "out", notes=["x failed"])
+    made.write()
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "out" / page).read_text()
+        assert "x failed" in text and f"{empty} has no cards" in text
+        assert f"{folders[2]} has not come to its end" in text and f"{folders[0]} has not" not in text
+    assert "seeds: 0, 1; `schedule linear` has 0. Differences are to `schedule cosine`" in made.words[0]
+    assert "to the row above" in report.prepare(folders, tmp_path, cumulative=True).words[0]
+    with pytest.raises(ValueError, match="leave --baseline out"):
+        report.prepare(folders, tmp_path, cumulative=True, baseline="schedule cosine")
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", "{}"])
+def test_a_damaged_config_is_named(damage, tmp_path):
+    folder = write_run(tmp_path / "a", config({"name": "cosine"}), [card(1)])
+    (folder / "config.json").write_text(damage)
+    with pytest.raises(ValueError, match="a/config.json is"):
+        read_rows([folder])
