@@ -1,6 +1,7 @@
 """Configs: read from the files that make them, and changed by dotted keys."""
 
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from runpy import run_path
@@ -32,12 +33,26 @@ def made_by(source: str, function: str, what: str, home: Path) -> Any:
         sys.path.insert(0, str(root))  # configs import configs.base, wherever the command is given
     try:
         made = run_path(str(path)).get(function)
-    except SyntaxError as error:
-        place = f"{error.filename}, line {error.lineno}"
-        raise ValueError(f"{place}: this is no Python, {error.msg}: {(error.text or '').strip()}") from None
+        if callable(made):
+            return made(mode)
+    except SyntaxError as error:  # of a file that is no text, without a place
+        place = f", line {error.lineno}" if error.lineno else ""
+        raise ValueError(f"{path}{place}: this is no Python, {error.msg}: {(error.text or '').strip()}") from None
+    except Exception as error:
+        raise ValueError(f"{_place(path, error)}: {_said(error)}") from error
     if made is None:
         raise ValueError(f"{name} has no function {function}(mode), so it is no {what}.")
-    return made(mode)
+    raise ValueError(f"{function} of {name} is {made!r}; it must be a function of a mode.")
+
+
+def _place(path, error):
+    """Say where in a file an error came from, as far as it did."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _said(error):
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
 def changed(config: Any, values: Mapping[str, Any], *, what: str = "config") -> Any:
@@ -55,7 +70,11 @@ def changed(config: Any, values: Mapping[str, Any], *, what: str = "config") -> 
         if isinstance(entry, ConfigDict) and not isinstance(value, str | Mapping):
             raise ValueError(f"{what}.{key} is an entry with a name; {value!r} is neither a name nor a mapping.")
         named = isinstance(entry, ConfigDict) and isinstance(value, str)
-        here[last] = {"name": value} if named else value
+        try:
+            here[last] = {"name": value} if named else value
+        except TypeError:
+            kind = type(entry).__name__
+            raise ValueError(f"{what}.{key} is {entry!r}, of type {kind}; {value!r} is of another.") from None
     return copy.lock()
 
 

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and strangers' files, of which no pickle is read."""
 
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,11 +26,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def check_folder(path: Path, option: str) -> None:
     """Refuse a folder that is none or cannot be made, before there is something to write into it."""
     above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
+    if not (above.is_dir() and _writable(above)):
         what = "a file" if not above.is_dir() else "a folder that cannot be written to"
         raise ValueError(
             f"{option} is {path}, but {above} is {what}; give another folder, or one that is not there yet."
         )
+
+
+def check_file(path: Path, option: str) -> None:
+    """Refuse a file that is a folder or cannot be written, before there is something to write into it."""
+    if path.is_dir():
+        raise ValueError(f"{option} is {path}, which is a folder; give a file.")
+    check_folder(path.absolute().parent, option)
+
+
+def _writable(folder):
+    """Say whether something can be made in a folder, by trying."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def trusted(path: str | Path, subject: str) -> Path:

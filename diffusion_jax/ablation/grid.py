@@ -56,14 +56,14 @@ def prefix(name: str, grid: Grid) -> Grid:
 
 def sample(count: int, draws: Mapping[str, Draw], *, seed: int) -> Grid:
     """Draw `count` arms, each key by its own law; arm i is the same however many there are."""
-    if count < 1:
-        raise ValueError(f"sample: count is {count}; it must be 1 or more.")
+    _check_count("sample", count)
     arms = (np.random.default_rng((seed, place)) for place in range(count))
     return tuple({key: draw(generator) for key, draw in draws.items()} for generator in arms)
 
 
 def seeds(count: int) -> Grid:
     """Give each of the first `count` seeds; arms of one seed share the order of the data and all noise."""
+    _check_count("seeds", count)
     return param("seed", range(count))
 
 
@@ -94,6 +94,11 @@ def names(grid: Grid) -> list[str]:
             arms = [arm for arm, other in zip(grid, found, strict=True) if other == name]
             raise ValueError(f"two arms would both be called '{name}': {arms[0]} and {arms[1]}. Leave one out.")
     return found
+
+
+def _check_count(what, count):
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{what}: count is {count!r}; it must be a whole number, 1 or more.")
 
 
 def _short(key, keys):

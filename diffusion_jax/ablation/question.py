@@ -14,7 +14,7 @@ from diffusion_jax.ablation.grid import Grid, names
 from diffusion_jax.assess import Question, make_request
 from diffusion_jax.config import changed, load_config, made_by
 from diffusion_jax.experiment import make_schedule, make_training
-from diffusion_jax.launch.job import Job, check_name
+from diffusion_jax.launch.job import Job, check_name, plainly
 from diffusion_jax.losses.objective import Objective, same_objective
 from diffusion_jax.sampler import make_sampler
 from diffusion_jax.starts import inherited
@@ -22,6 +22,16 @@ from diffusion_jax.trained import Trained, under
 from diffusion_jax.workdir import plain
 
 HOME = Path("experiments/ablations")
+FIELDS = {
+    "question": (str, "a text"),
+    "config": (str, "a config file, as configs/toy_2d.py"),
+    "grid": (tuple | list, "a tuple of arms, as param and product make it"),
+    "metrics": (str, "names with commas, as 'fid,agreement'"),
+    "fixed": (Mapping, "a mapping from dotted keys to values"),
+    "samples": (int, "a whole number"),
+    "features": (str | Mapping, "a name, or a mapping of a name and its keywords"),
+    "reference": (str, "a text"),
+}
 OBJECTIVE = ("schedule", "pace", "loss")  # what decides a run's objective
 
 
@@ -56,6 +66,12 @@ def load_ablation(source: str) -> Ablation:
     found = made_by(source, "get_ablation", "ablation", HOME)
     if not isinstance(found, Ablation):
         raise ValueError(f"get_ablation of {source} returns a {type(found).__name__}; it must return an Ablation.")
+    for name, (types, what) in FIELDS.items():
+        value = getattr(found, name)
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"{name} of {source} is {value!r}; it must be {what}.")
+    if not all(isinstance(arm, Mapping) and all(isinstance(key, str) for key in arm) for arm in found.grid):
+        raise ValueError(f"the grid of {source} is {found.grid!r}; every arm must be a mapping from dotted keys.")
     if not found.grid:
         raise ValueError(f"the grid of {source} has no arms.")
     return found
@@ -63,9 +79,11 @@ def load_ablation(source: str) -> Ablation:
 
 def runs_of(ablation: Ablation, out: Path) -> list[Run]:
     """Return the runs of an ablation, whose folders lie in `out`; whatever is wrong with an arm is said here."""
-    names(ablation.grid)  # two arms of one name are refused
+    grid = tuple({key: plainly(value, f"{key} of an arm") for key, value in arm.items()} for arm in ablation.grid)
+    fixed = {key: plainly(value, key) for key, value in ablation.fixed.items()}
+    names(grid)  # two arms of one name are refused
     shared: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for arm in ablation.grid:
+    for arm in grid:
         trained = {key: value for key, value in arm.items() if not key.startswith("sampling.")}
         setting = {key.removeprefix("sampling."): value for key, value in arm.items() if key not in trained}
         shared.setdefault(str(trained), (trained, []))[1].append(setting)
@@ -75,11 +93,11 @@ def runs_of(ablation: Ablation, out: Path) -> list[Run]:
         measured = {
             "evaluation.metrics": tuple(word.strip() for word in ablation.metrics.split(",")),
             "evaluation.samples": ablation.samples,
-            "evaluation.features": ablation.features,
+            "evaluation.features": plainly(ablation.features, "features"),
             "evaluation.reference": ablation.reference,
             "evaluation.settings": tuple(settings),
         }
-        overrides = {**ablation.fixed, **measured, **arm}
+        overrides = {**fixed, **measured, **arm}
         try:
             config = inherited(changed(base, overrides))
             if not any(dict(run.arm, seed=0) == dict(arm, seed=0) for run in runs):  # another seed is as good

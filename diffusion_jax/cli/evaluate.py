@@ -31,17 +31,21 @@ from collections.abc import Callable, Sequence
 from diffusion_jax import assess
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.card import write_cards
+from diffusion_jax.files import check_file
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and read what is to be measured; return the job."""
     given, out = arguments.read_evaluation(argv)
+    if out is not None:
+        check_file(out, "--out")
     job = assess.prepare(assess.Question(**given))
 
     def answer():
         cards = job()
         print(cards)
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             write_cards(out, cards)
 
     return answer

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from diffusion_jax.cli import arguments
-from diffusion_jax.files import replacing
+from diffusion_jax.files import check_file, replacing
 from diffusion_jax.launch import plan
 from diffusion_jax.launch.absent import devices_of
 from diffusion_jax.launch.work import sampling_work, training_work
@@ -29,6 +29,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Check the request and build what is to be compiled; return the job."""
     asked = arguments.read_plan(argv)
     kinds = WORK.values() if asked.work == "both" else [lookup(WORK, asked.work, "work")]
+    if asked.out is not None:
+        check_file(asked.out, "--out")
     devices = devices_of(asked.topology)
     works = [make(asked.config, devices) for make in kinds]
 

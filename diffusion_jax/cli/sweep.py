@@ -39,14 +39,14 @@ from diffusion_jax.ablation import carry_out, question, report
 from diffusion_jax.assess import Question
 from diffusion_jax.cli import arguments
 from diffusion_jax.evaluation.card import table, write_cards
-from diffusion_jax.files import replacing
+from diffusion_jax.files import check_folder, replacing
 from diffusion_jax.launch import record
 from diffusion_jax.launch.action import script
 from diffusion_jax.launch.backend import Launch
 from diffusion_jax.launch.backends import make_backend
-from diffusion_jax.launch.job import label
+from diffusion_jax.launch.job import command, label, shown
 from diffusion_jax.launch.start import keep_off_devices, refuse, start
-from diffusion_jax.workdir import finished
+from diffusion_jax.workdir import finished, plain
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
@@ -56,10 +56,11 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     argv, over = _take_over(list(argv))
     given, out = arguments.read_evaluation(argv)
     asked = Question(**given)
-    job = sweep.prepare(asked, over)
+    job, out = sweep.prepare(asked, over), out or Path(str(asked.workdir)) / "sweeps"
+    check_folder(out, "--out")
 
     def answer():
-        _tell(job(), over, out or Path(str(asked.workdir)) / "sweeps")
+        _tell(job(), over, out)
 
     return answer
 
@@ -69,6 +70,9 @@ def _prepare_ablation(source, out, backend, again, dry_run):
     keep_off_devices()
     ablation = question.load_ablation(source)
     runs = question.runs_of(ablation, out)
+    for run in runs:
+        _check_spelling(run)
+    check_folder(out, "--out")
     spec = {"restarts": 0, **backend} if backend["name"] == "local" else backend  # an arm that fails is reported
     made = make_backend(spec)
     waiting, twins = carry_out.waiting(runs), question.twins(runs)
@@ -99,6 +103,13 @@ def _prepare_ablation(source, out, backend, again, dry_run):
             )
 
     return job
+
+
+def _check_spelling(run):
+    """Refuse an arm whose command line would be read as another config, or not at all."""
+    read = plain(arguments.read(command(run.job)[4:]).config)
+    if read != plain(run.config):
+        raise ValueError(f"arm '{run.name}' has values that its command line, {shown(command(run.job))}, cannot say.")
 
 
 def _report(runs, out):

@@ -1,11 +1,14 @@
 """One run of a config as a job: what is run, where its folder is, and the command that does it."""
 
+import math
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Job(NamedTuple):
@@ -37,7 +40,33 @@ def repeated(job: Job, repeats: int, *, seed: int = 0) -> tuple[Job, ...]:
 
 def spelled(value: Any) -> str:
     """Spell a value as the command line reads it."""
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else _literal(value)
+
+
+def plainly(value: Any, what: str) -> Any:
+    """Return a value as numbers, texts, tuples and dicts, of which numpy's are made; others cannot be spelled."""
+    if isinstance(value, np.generic | np.ndarray):
+        return plainly(value.tolist(), what)
+    if isinstance(value, Mapping):
+        return {str(key): plainly(inner, what) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(plainly(inner, what) for inner in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{what} is {value!r}, which no command line can say; give a number, a text, None, a tuple or a mapping."
+    )
+
+
+def _literal(value):
+    """Spell a value as Python reads it, which has no word for what is infinite."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_literal(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"({''.join(f'{_literal(inner)}, ' for inner in value)[: -1 if len(value) == 1 else -2]})"
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    return repr(value)
 
 
 def shown(words: Sequence[str]) -> str:

@@ -1,18 +1,21 @@
 """From a question to runs: what arms share, what is refused before time is spent, what is not done twice."""
 
+import re
+
 import numpy as np
 import pytest
 
 from diffusion_jax.ablation import carry_out
 from diffusion_jax.ablation.grid import param, product, seeds, zipped
-from diffusion_jax.ablation.question import Ablation, load_ablation, runs_of, twins
+from diffusion_jax.ablation.question import FIELDS, Ablation, load_ablation, runs_of, twins
 from diffusion_jax.cli.main import run as command
 from diffusion_jax.config import changed, load_config
 from diffusion_jax.experiment import make_training
 from diffusion_jax.launch.backend import Ended
+from diffusion_jax.launch.job import Job, plainly
 from diffusion_jax.launch.job import command as words
 from diffusion_jax.training.loop import PREEMPTED
-from diffusion_jax.workdir import note_end, open_workdir
+from diffusion_jax.workdir import note_end, open_workdir, plain
 from tests.runs import CONFIGS
 
 TOY = f"{CONFIGS / 'toy_2d.py'}:smoke"
@@ -63,6 +66,107 @@ def test_the_command_of_a_job_means_its_config(tmp_path):
         read = arguments.read(words(run.job)[4:])
         assert read.workdir == run.job.workdir
         assert read.config.to_dict() == run.config.to_dict()
+
+
+NUMPY = {
+    "training.rate.peak": [np.float64(1e-3), np.float32(0.5), np.array(2e-3), float("inf")],
+    "network.width": np.array([4, 8]),
+    "training.tensorboard": [np.bool_(True), False],
+    "sampling.steps": np.arange(1, 3),
+    "schedule": [{"name": "linear_beta", "beta_min": np.float64(0.2), "beta_max": float("inf")}],
+    "evaluation.metrics": [np.array(["a", "b"]), ("c",), ()],
+}
+
+
+@pytest.mark.parametrize("key", NUMPY)
+def test_a_job_can_be_told_every_value_that_an_arm_can_have(key, tmp_path):
+    """Numpy's numbers are numbers, and what is infinite is."""
+    from diffusion_jax.cli import arguments
+
+    for place, value in enumerate(NUMPY[key]):
+        said = {key: plainly(value, key)}
+        job = Job("a", TOY, tmp_path / str(place), said)
+        assert plain(arguments.read(words(job)[4:]).config) == plain(changed(load_config(TOY), said))
+    with pytest.raises(ValueError, match="of an arm is <object .*, which no command line can say; give a number"):
+        runs_of(ablation(param("network.width", [object()])), tmp_path)
+    (run,) = runs_of(ablation(param("network.width", np.array([4]))), tmp_path)
+    assert run.config.network.width == 4 and run.name == "width-4"
+
+
+GRID = "param('network.width', [4])"
+SPELLINGS = {
+    "type of a value": ("param('network.width', ('eight',))", "", "network.width is 8, of type int; 'eight' is of an"),
+    "samples": (GRID, ", samples='many'", "samples of .*wide.py is 'many'; it must be a whole number"),
+    "metrics": (GRID, ", metrics=['fid']", "metrics of .* it must be names with commas"),
+    "numbers as grid": ("[8, 9]", "", "every arm must be a mapping"),
+    "text as grid": ("'abc'", "", "grid of .* it must be a tuple of arms"),
+    "dict as grid": ("{'a': 1}", "", "grid of .* it must be a tuple of arms"),
+    "fixed": (GRID, ", fixed=None", "fixed of .* is None; it must be a mapping"),
+    "seeds": ("seeds('3')", "", "wide.py, line 6: seeds: count is '3'; it must be a whole number"),
+    "name": ("parm('network.width', [4])", "", "wide.py, line 6: NameError: name 'parm' is not defined"),
+    "keyword": (GRID, ", metric='fid'", "wide.py, line 6: TypeError: .*unexpected keyword argument 'metric'"),
+}
+FILES = {
+    "no function": ("get_ablation = 3\n", "get_ablation of .* is 3; it must be a function of a mode"),
+    "no mode": ("def get_ablation():\n    return 3\n", "TypeError: get_ablation.* takes 0 positional arguments"),
+    "import": ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError: No module named"),
+    "no text": ("\0\1", "this is no Python"),
+}
+
+
+def one_line(capsys, argv, message):
+    assert command(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and re.search(message, said), said
+
+
+@pytest.mark.parametrize("mistake", [*SPELLINGS, *FILES])
+def test_a_mistake_in_a_file_is_said_in_one_line_with_its_place(mistake, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if mistake in FILES:
+        text, message = FILES[mistake]
+    else:
+        grid, more, message = SPELLINGS[mistake]
+        given = {"config": repr(TOY), "metrics": "'sliced_distance'", "samples": "20"}
+        said = "".join(f", {name}={value}" for name, value in given.items() if f", {name}=" not in more)
+        text = (
+            "from diffusion_jax.ablation.grid import param, seeds\n"
+            "from diffusion_jax.ablation.question import Ablation\n"
+            "\n"
+            "\n"
+            "def get_ablation(mode):\n"
+            f"    return Ablation('Wide?', grid={grid}{said}{more})\n"
+        )
+    (tmp_path / "wide.py").write_text(text)
+    one_line(capsys, ["sweep", "wide.py"], message)
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.py"]
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS))
+def test_every_field_of_an_ablation_is_of_its_type(field, tmp_path, capsys):
+    (tmp_path / "wide.py").write_text(
+        "from diffusion_jax.ablation.question import Ablation\n"
+        "def get_ablation(mode):\n"
+        f"    return Ablation('Wide?', {TOY!r}, ({{'seed': 1}},), 'sliced_distance')._replace({field}=3.5)\n"
+    )
+    one_line(capsys, ["sweep", str(tmp_path / "wide.py")], f"{field} of .* is 3.5; it must be {FIELDS[field][1]}")
+
+
+def test_where_a_report_cannot_be_written_is_said_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "wide.py").write_text(
+        "from diffusion_jax.ablation.grid import param\n"
+        "from diffusion_jax.ablation.question import Ablation\n"
+        f"def get_ablation(mode):\n    return Ablation('Wide?', {TOY!r}, {GRID}, 'sliced_distance', samples=20)\n"
+    )
+    for out, what in (("file", "a file"), ("file/under", "a file")):
+        asked = ["sweep", str(tmp_path / "wide.py"), "--out", str(tmp_path / out)]
+        one_line(capsys, asked, f"--out is .* is {what}; give another folder")
+        one_line(
+            capsys, ["plan", "--config", TOY, "--out", str(tmp_path / "file" / "a.json")], "--out is .*file is a file"
+        )
+    one_line(capsys, ["plan", "--config", TOY, "--out", str(tmp_path)], "--out is .* which is a folder; give a file")
+    one_line(capsys, ["plan", "--config", TOY, "--out", "/proc/zz/a.json"], "a folder that cannot be written to")
 
 
 def test_seeds_share_the_order_of_the_data_across_arms(tmp_path):
