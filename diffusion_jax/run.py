@@ -20,7 +20,7 @@ from diffusion_jax.trained import Trained, post_hoc_width, under
 from diffusion_jax.training.checkpoint import Checkpoints
 from diffusion_jax.training.logbook import Logbook
 from diffusion_jax.training.loop import Hook, Plan, train
-from diffusion_jax.training.parallel import Parallel, make_mesh, parallelize
+from diffusion_jax.training.parallel import Parallel, check_batch, make_mesh, parallelize
 from diffusion_jax.training.post_hoc import save_snapshot
 from diffusion_jax.training.step import make_train_step
 from diffusion_jax.truth import judge, surplus
@@ -44,12 +44,7 @@ def prepare(config: Any, folder: Path) -> Run:
     shard = jax.process_index(), jax.process_count()
     training = make_training(config, shard=shard)
     mesh = make_mesh(sizes=part.mesh)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if part.batch_size % (shares * part.parts):
-        raise ValueError(
-            f"config.training.batch_size is {part.batch_size}; {shares} devices and {part.parts} parts must share it "
-            f"evenly, so make it a multiple of {shares * part.parts}."
-        )
+    check_batch(part, mesh.shape["data"], mesh.shape["fsdp"])
     make_sampler(config, training.model, training.batches.info)  # says its errors, as does the next
     check_hints(config, training.model)
     check_beside(training.model)

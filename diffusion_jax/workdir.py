@@ -68,11 +68,20 @@ def open_workdir(workdir: Path, config: ConfigDict) -> TextIO:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         held.close()
-        raise ValueError(
-            f"{workdir} is in use by another process; wait until that has ended, or give another --workdir."
-        ) from None
+        raise _in_use(workdir) from None
     write_json(workdir / "config.json", plain(config))
     return held
+
+
+def refuse_in_use(workdir: Path) -> None:
+    """Refuse a folder that another process holds, as far as that can be seen from this machine."""
+    if not (workdir / "in_use").exists():
+        return
+    with (workdir / "in_use").open() as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(workdir) from None
 
 
 def refuse_another(
@@ -179,6 +188,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or as it was."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def _in_use(workdir):
+    return ValueError(f"{workdir} is in use by another process; wait until that has ended, or give another --workdir.")
 
 
 def _read_config(path):

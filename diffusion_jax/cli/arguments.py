@@ -201,7 +201,10 @@ def read_launch(argv: Sequence[str]) -> LaunchArguments:
     if not values.workdir:
         raise ValueError("where should the run live? Give --workdir, as in --workdir runs/toy.")
     workdir = Path(str(values.workdir))
-    name = check_label(str(values["name"].value or label(workdir.name)), "--name")
+    made = str(values["name"].value or label(workdir.name))
+    if not made:
+        raise ValueError(f"of --workdir {workdir} no name can be made for the launch; give one, as in --name toy.")
+    name = check_label(made, "--name")
     job = Job(name, source, workdir, _overrides(argv, config))
     settings: Any = values.config
     said: dict[str, Any] = {name: values[name].value for name in ("repeats", "again", "check", "plan", "dry_run")}

@@ -33,6 +33,7 @@ stopped.
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ from diffusion_jax.launch.backend import Backend, Ended, Launch
 from diffusion_jax.launch.backends import make_backend
 from diffusion_jax.launch.job import Job, command, repeated, shown
 from diffusion_jax.launch.local import can_go_on
-from diffusion_jax.launch.start import keep_off_devices, refuse, start
+from diffusion_jax.launch.start import keep_off_devices, refuse, refuse_share, start
 from diffusion_jax.training.loop import PREEMPTED
 from diffusion_jax.workdir import refuse_another
 
@@ -56,16 +57,15 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     asked = arguments.read_launch(argv)
     backend = make_backend(asked.backend)
     launch = Launch(asked.job.name, repeated(asked.job, asked.repeats, seed=asked.seed))
-    for job in launch.jobs:
-        _check(job, build=asked.check and job is launch.jobs[0])
-    refuse(backend, launch, again=asked.again or asked.dry_run)
+    made = record.Record(launch, asked.backend)
+    refuse_share(backend, *[_check(job, build=asked.check and job is launch.jobs[0]) for job in launch.jobs])
+    refuse(backend, made, again=asked.again, dry_run=asked.dry_run)
     notes = _notes(backend, asked.job)
     if asked.dry_run:
         text = script(backend.start(launch), notes=notes)
         return lambda: print(text, end="")
     if asked.plan:
         _ask_plan(backend, asked.job)
-    made = record.Record(launch, asked.backend)
 
     def go():
         for note in notes:
@@ -82,7 +82,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     return go
 
 
-def _check(job: Job, *, build: bool) -> None:
+def _check(job: Job, *, build: bool) -> Any:
     """Read a job as `train` will; refuse the folder of another run, where it can be seen from here."""
     config, workdir = arguments.read(command(job)[4:])
     refuse_another(workdir, config)
@@ -91,6 +91,7 @@ def _check(job: Job, *, build: bool) -> None:
             check(config, blank(config.expects) if config.expects else None)  # its data are where it runs
     except OSError as error:
         raise ValueError(f"{error}. If its data are only where the job runs, add --nocheck.") from None
+    return config
 
 
 def _notes(backend: Backend, job: Job) -> list[str]:

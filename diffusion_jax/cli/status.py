@@ -20,9 +20,8 @@ from diffusion_jax.launch.backends import make_backend
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
     """Read the record; return what tells."""
     name, dry_run = arguments.read_name(argv, "status toy")
-    names = [name] if name else sorted(path.stem for path in record.FOLDER.glob("*.json"))
-    records = [record.read(one) for one in names]
-    if not records:
+    records, trouble = ([record.read(name)], []) if name else _all()
+    if not records and not trouble:
         raise ValueError(f"there is no launch in {record.FOLDER}/; see `launch --help`.")
     actions = []
     if name:
@@ -34,12 +33,25 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     def tell():
         for one in records:
             _tell(one)
+        for text in trouble:
+            print(f"note: {text}")
         try:
             print(*carry_out(actions), sep="\n")
         except Failed as failed:
             raise SystemExit(f"error: {failed}") from None
 
     return tell
+
+
+def _all():
+    """Return every record that can be read, and what is wrong with the others."""
+    records, trouble = [], []
+    for path in sorted(record.FOLDER.glob("*.json")):
+        try:
+            records.append(record.read(path.stem))
+        except ValueError as error:
+            trouble.append(f"{path}: {error}")
+    return records, trouble
 
 
 def _tell(found):

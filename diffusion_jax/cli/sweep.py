@@ -45,7 +45,7 @@ from diffusion_jax.launch.action import script
 from diffusion_jax.launch.backend import Launch
 from diffusion_jax.launch.backends import make_backend
 from diffusion_jax.launch.job import command, label, shown
-from diffusion_jax.launch.start import keep_off_devices, refuse, start
+from diffusion_jax.launch.start import keep_off_devices, refuse, refuse_share, start
 from diffusion_jax.workdir import finished, plain
 
 
@@ -78,7 +78,8 @@ def _prepare_ablation(source, out, backend, again, dry_run):
     waiting, twins = carry_out.waiting(runs), question.twins(runs)
     launch = Launch(label(out.name) or "ablation", tuple(run.job for run in waiting))
     if waiting:
-        refuse(made, launch, again=again or dry_run)
+        refuse_share(made, *[run.config for run in waiting])
+        refuse(made, record.Record(launch, spec), again=again, dry_run=dry_run)
     if dry_run:
         return lambda: print(script(made.start(launch) if waiting else ()), end="")
 

@@ -7,6 +7,7 @@ sees a value that was not quoted for it. That the script does what is carried ou
 
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +69,12 @@ def carry_out(actions: Sequence[Action], *, pause: Callable[[float], None] = tim
         else:
             said.append(_said(action, pause))
     return said
+
+
+def missing(actions: Sequence[Action]) -> list[str]:
+    """Return the commands that actions run and that this machine does not have."""
+    runs = [run for action in actions for run in getattr(action, "runs", (action,)) if isinstance(run, Run)]
+    return [word for word in dict.fromkeys(run.words[0] for run in runs) if shutil.which(word) is None]
 
 
 def write(file: Write) -> None:

@@ -37,7 +37,8 @@ class Backend(NamedTuple):
 
     `run` starts the jobs, stays with them, yields each when it has ended, and hands what passes to its second argument;
     without it the actions of `start` are carried out, and the jobs run by themselves. `refuse` raises an error about a
-    job that cannot run there, and `note` says what it cannot see.
+    job that cannot run there, and `note` says what it cannot see. `devices` says how many devices a job has there, and
+    how many of them a process of it.
     """
 
     start: Callable[[Launch], Sequence[Action]]
@@ -46,5 +47,6 @@ class Backend(NamedTuple):
     stop: Callable[[Launch], Sequence[Action]] | None = None
     run: Callable[[Launch, Callable[[str], None]], Iterator[Ended]] | None = None
     refuse: Callable[[Job], None] = lambda job: None
+    devices: Callable[[], tuple[int, int]] | None = None
     topology: str = ""
     note: str = ""

@@ -89,6 +89,12 @@ def check_label(name: str, what: str) -> str:
     return name
 
 
+def check_script(path: str, option: str) -> None:
+    """Refuse a script that is not there, where one is named."""
+    if path and not Path(path).is_file():
+        raise ValueError(f"{option} {path} is no file; it must be a script that prepares where a job runs.")
+
+
 def check_image(image: str) -> str:
     """Return the name of a container image, or refuse it."""
     if image and not re.fullmatch(r"[a-z0-9][\w.:/@-]{0,254}", image):

@@ -95,6 +95,9 @@ def kubernetes(
         ),
         stop=every(lambda name: ("delete", "jobset", name)),
         refuse=partial(_refuse, pods),
+        devices=lambda: (
+            (slice_.chips, slice_.chips // slice_.hosts) if slice_ else (hosts * max(gpus, 1), max(gpus, 1))
+        ),
         topology=topology,
         note="the image must have this code in its working folder, and the volume must be one that all pods share",
     )

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from diffusion_jax.files import check_folder
 from diffusion_jax.launch.action import Run, Together
 from diffusion_jax.launch.backend import Backend, Ended
 from diffusion_jax.launch.distributed import described
@@ -53,6 +55,8 @@ def local(*, processes: int = 1, restarts: int = 3, parallel: int = 1) -> Backen
         start=lambda launch: [together(job, how, free_address()) for job in launch.jobs],
         logs=lambda launch: [Run(("tail", "-n", "20", "--", *_logs(launch, processes)))],
         run=lambda launch, show: run_all(launch.jobs, parallel=parallel, how=how, show=show),
+        refuse=lambda job: check_folder(job.workdir, "--workdir"),
+        devices=partial(_devices, processes),
     )
 
 
@@ -257,6 +261,18 @@ def _devices_of(environment, processes, place):
         )
     each = len(devices) // processes
     return {"CUDA_VISIBLE_DEVICES": ",".join(devices[place * each : (place + 1) * each])}
+
+
+def _devices(processes):
+    """Ask a process like those of a job how many devices it has, and say how many a job then has."""
+    environment = {**os.environ, **_devices_of(os.environ, processes, 0)}
+    words = [sys.executable, "-c", "import jax; print(jax.local_device_count())"]
+    asked = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(f"JAX finds no devices on this machine: {reason}")
+    local = int(asked.stdout.split()[-1])
+    return processes * local, local
 
 
 def _logs(launch, processes):

@@ -13,6 +13,7 @@ from diffusion_jax.naming import suggestion
 from diffusion_jax.workdir import commit, write_json
 
 FOLDER = Path("launches")
+PLACE = ("name", "zone", "project", "namespace")  # of a backend's options, what says where a launch is found again
 
 
 class Record(NamedTuple):
@@ -43,14 +44,32 @@ def read(name: str) -> Record:
             f" There are {', '.join(known)}." if known else f" {FOLDER}/ has none; it lies where `launch` was given."
         )
         raise ValueError(f"no launch is called '{name}'.{suggestion(name, known)}{there}")
-    held = json.loads(path.read_text(encoding="utf-8"))
-    jobs = tuple(Job(one["name"], one["config"], Path(one["workdir"]), one["overrides"]) for one in held["jobs"])
-    return Record(Launch(name, jobs, tuple(held["said"])), held["backend"])
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        jobs = tuple(Job(one["name"], one["config"], Path(one["workdir"]), one["overrides"]) for one in held["jobs"])
+        return Record(Launch(name, jobs, tuple(held["said"])), {"name": held["backend"]["name"], **held["backend"]})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no record of a launch, or a damaged one: {error!r}. Remove it.") from None
 
 
-def check_new(name: str) -> None:
-    """Refuse a name that a launch has already."""
-    if _path(name).exists():
+def earlier(name: str) -> Record | None:
+    """Return the record of a launch, or None where there is none of that name."""
+    return read(name) if _path(name).exists() else None
+
+
+def check_new(made: Record, *, again: bool) -> None:
+    """Refuse a name that a launch has already, unless it is launched `again`, and where it was."""
+    name, before = made.launch.name, earlier(made.launch.name)
+    if before is None:
+        return
+    for key in PLACE:
+        there, here = before.backend.get(key, ""), made.backend.get(key, "")
+        if there != here:
+            raise ValueError(
+                f"'{name}' was launched elsewhere: the {'backend' if key == 'name' else key} was '{there}' and is "
+                f"'{here}' now. See `status {name}`; give another --name, or remove {_path(name)} when that has ended."
+            )
+    if not again:
         raise ValueError(
             f"'{name}' was launched before: see `status {name}`. Give another --name, or --again to launch it anew."
         )

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from diffusion_jax.launch.action import Action, Run, Write
 from diffusion_jax.launch.backend import Backend, Launch
 from diffusion_jax.launch.distributed import VARIABLE
-from diffusion_jax.launch.job import command
+from diffusion_jax.launch.job import check_script, command
 from diffusion_jax.launch.local import MISTAKE
 from diffusion_jax.launch.record import FOLDER
 from diffusion_jax.training.loop import PREEMPTED
@@ -70,10 +70,10 @@ def slurm(
         raise ValueError(
             f"--tasks is {tasks} and --gpus {gpus}; of several processes each has one GPU: leave --tasks out."
         )
-    if not re.fullmatch(r"\d+|(\d+-)?\d{1,2}(:\d{2}){0,2}", time):
-        raise ValueError(f"--time is '{time}'; it must be minutes, hours:minutes:seconds or days-hours, as 24:00:00.")
-    if setup and not Path(setup).is_file():
-        raise ValueError(f"--setup {setup} is no file; it must be a script that prepares the environment of a job.")
+    if not re.fullmatch(TIME, time, re.ASCII | re.IGNORECASE):
+        raise ValueError(
+            f"--time is '{time}'; it must be minutes, hours:minutes:seconds, days-hours or unlimited, as 24:00:00."
+        )
     each = tasks or max(gpus, 1)  # of a node
     options = [f"--time={time}", f"--nodes={nodes}", f"--ntasks-per-node={each}"]
     options += [f"--gpus-per-node={gpus}"] if gpus else []
@@ -88,6 +88,8 @@ def slurm(
         status=lambda launch: [Run(("squeue", f"--jobs={_number(launch)}", "--states=all", f"--format={SHOWN}"))],
         logs=lambda launch: [Run(("tail", "-n", "20", "--", *(str(_log(launch, place)) for place in _places(launch))))],
         stop=lambda launch: [Run(("scancel", _number(launch)))],
+        refuse=lambda job: check_script(setup, "--setup"),
+        devices=lambda: (gpus, gpus) if gpus and nodes * each == 1 else (nodes * each, 1),
         note="the workdir must be a folder that all nodes share",
     )
 
@@ -165,5 +167,8 @@ if [ $again = yes ] && [ "$(squeue --noheader --jobs="$number" --format=%T)" = R
 fi
 exit $code
 """
+
+# Minutes, minutes:seconds, hours:minutes:seconds, days-hours, and further parts of an hour after these.
+TIME = r"\d+(:[0-5]?\d){0,2}|\d+-([01]?\d|2[0-3])(:[0-5]?\d){0,2}|unlimited|infinite"
 
 SHOWN = "%i %j %T %M %l %r"

@@ -1,29 +1,57 @@
 """A launch, from what is checked before it to its record."""
 
+from typing import Any
+
 import jax
 
+from diffusion_jax.files import check_folder
 from diffusion_jax.launch import record
-from diffusion_jax.launch.action import Failed, carry_out
-from diffusion_jax.launch.backend import Backend, Launch
+from diffusion_jax.launch.action import Failed, carry_out, missing, script
+from diffusion_jax.launch.backend import Backend
+from diffusion_jax.training.parallel import check_batch, mesh_shape
+from diffusion_jax.workdir import refuse_in_use
 
 
-def refuse(backend: Backend, launch: Launch, *, again: bool) -> None:
-    """Raise an error if a job cannot run there, or if jobs of this name may be under way."""
-    for job in launch.jobs:
+def refuse(backend: Backend, made: record.Record, *, again: bool, dry_run: bool = False) -> None:
+    """Raise an error if a job cannot run there, or would now disturb what is under way."""
+    for job in made.launch.jobs:
         backend.refuse(job)
-    if backend.stop is not None and not again:  # what runs without this process
-        record.check_new(launch.name)
+    if dry_run:
+        return
+    for job in made.launch.jobs:
+        refuse_in_use(job.workdir)
+    check_folder(record.FOLDER, "where launches are noted")
+    for word in missing(backend.start(made.launch)):
+        raise ValueError(f"there is no '{word}' on this machine; install it, or launch where it is.")
+    record.check_new(made, again=again or backend.stop is None)  # what runs in this process has ended with it
+
+
+def refuse_share(backend: Backend, *configs: Any) -> None:
+    """Raise an error if the devices that a job has there cannot share a config's mesh or batch."""
+    if backend.devices is None:
+        return
+    count, local = backend.devices()
+    for config in configs:
+        data, fsdp, _ = mesh_shape(count, local, sizes=config.training.mesh)
+        check_batch(config.training, data, fsdp)
 
 
 def start(made: record.Record, backend: Backend) -> None:
     """Start the jobs of a launch, which go on without this process, and keep the record of it."""
-    record.note(made)  # before: what is begun and not ended is to be found
+    launch, before = made.launch, record.earlier(made.launch.name)
+    known = () if before is None else before.launch.said
+    record.note(made._replace(launch=launch._replace(said=known)))  # what is begun and not ended is to be found
     try:
-        said = carry_out(backend.start(made.launch))
+        launch = launch._replace(said=tuple(carry_out(backend.start(launch))))
     except Failed as failed:
-        name = made.launch.name
-        raise SystemExit(f"error: {failed} See what there is with `status {name}`; --again starts anew.") from None
-    record.note(made._replace(launch=made.launch._replace(said=tuple(said))))
+        raise SystemExit(
+            f"error: {failed} See what there is with `status {launch.name}`; --again starts anew."
+        ) from None
+    record.note(made._replace(launch=launch))
+    if before is not None and known and backend.stop is not None:
+        ending = script(backend.stop(before.launch))
+        if ending != script(backend.stop(launch)):
+            print(f"'{launch.name}' was launched before; what may be left of that is ended by: {ending}", end="")
 
 
 def keep_off_devices() -> None:

@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from diffusion_jax.config import changed
 from diffusion_jax.data.blank import blank
 from diffusion_jax.devices import BATCH, layout
-from diffusion_jax.experiment import Training, make_training, state_shapes
+from diffusion_jax.experiment import Training, at_least, make_training, state_shapes
 from diffusion_jax.launch.traffic import Traffic, traffic_of
 from diffusion_jax.prompts import hear
 from diffusion_jax.sampler import conditions, make_sampler
 from diffusion_jax.training.chips import chip_of
 from diffusion_jax.training.flops import flops_of
-from diffusion_jax.training.parallel import make_mesh, parallelize
+from diffusion_jax.training.parallel import check_batch, make_mesh, parallelize
 from diffusion_jax.training.step import make_train_step
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -62,12 +62,7 @@ def training_work(config: Any, devices: Sequence[Any]) -> Work:
     if part.mapping != "jit":
         raise ValueError(f"config.training.mapping is {part.mapping}; what is planned for is mapping=jit.")
     mesh = make_mesh(devices, sizes=part.mesh)
-    unit = mesh.shape["data"] * mesh.shape["fsdp"] * part.parts
-    if part.batch_size % unit:
-        raise ValueError(
-            f"config.training.batch_size is {part.batch_size}; {len(devices)} chips, which share it, and "
-            f"config.training.parts={part.parts} ask for a multiple of {unit}."
-        )
+    unit = check_batch(part, mesh.shape["data"], mesh.shape["fsdp"])
     _training(config, part.batch_size)
 
     def build(batch):
@@ -90,7 +85,8 @@ def sampling_work(config: Any, devices: Sequence[Any]) -> Work:
     here = [device for device in devices if device.process_index == devices[0].process_index]
     training = _training(config, 1)
     model, info = training.model, training.batches.info
-    batch = max(config.sampling.batch_size // len(here), 1) * len(here)
+    asked = at_least(config.sampling, "batch_size", 1, under="sampling.")
+    batch = max(asked // len(here), 1) * len(here)
 
     def build(batch):
         draw, place = jax.jit(make_sampler(config, model, info)), layout(batch, here)

@@ -47,6 +47,12 @@ class Parallel(NamedTuple):
 def make_mesh(devices: Any = None, *, sizes: Mapping[str, int] | None = None) -> Mesh:
     """Arrange the devices, all by default, along the axes; one size may be -1, which takes what is left."""
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
+    local = sum(device.process_index == devices[0].process_index for device in devices)
+    return Mesh(devices.reshape(mesh_shape(devices.size, local, sizes=sizes)), AXES)
+
+
+def mesh_shape(count: int, local: int, *, sizes: Mapping[str, int] | None = None) -> tuple[int, int, int]:
+    """Return the sizes of a mesh of so many devices, `local` of them in a process; see `make_mesh`."""
     asked = {DATA: -1, FSDP: 1, TENSOR: 1, **dict(sizes or {})}
     for name in asked:
         if name not in AXES:
@@ -56,16 +62,28 @@ def make_mesh(devices: Any = None, *, sizes: Mapping[str, int] | None = None) ->
     open_axes = [name for name in AXES if asked[name] == -1]
     if any(size < 1 and size != -1 for size in asked.values()) or len(open_axes) > 1:
         raise ValueError(f"the mesh is {shown}; sizes are 1 or more, and one of them may be -1.")
-    if devices.size % fixed or (not open_axes and fixed != devices.size):
+    if count % fixed or (not open_axes and fixed != count):
         raise ValueError(
-            f"the mesh is {shown}, which {devices.size} devices do not fill: their product must be {devices.size}, or "
-            "divide it where one size is -1."
+            f"the mesh is {shown}, which {count} devices do not fill: their product must be {count}, or divide it "
+            "where one size is -1."
         )
-    shape = [devices.size // fixed if asked[name] == -1 else asked[name] for name in AXES]
-    local = sum(device.process_index == devices[0].process_index for device in devices)
-    if shape[2] > 1 and devices.size > local and local % shape[2]:
+    data, fsdp, tensor = (count // fixed if asked[name] == -1 else asked[name] for name in AXES)
+    if tensor > 1 and count > local and local % tensor:
         raise ValueError(f"the mesh is {shown}; tensor must divide the {local} devices of a host.")
-    return Mesh(devices.reshape(shape), AXES)
+    return data, fsdp, tensor
+
+
+def check_batch(part: Any, data: int, fsdp: int) -> int:
+    """Return what the batches of a config's `training` must be multiples of on such a mesh, or refuse its batch."""
+    if part.parts < 1:
+        raise ValueError(f"config.training.parts is {part.parts}; it must be 1 or more.")
+    unit = data * fsdp * part.parts
+    if part.batch_size < 1 or part.batch_size % unit:
+        raise ValueError(
+            f"config.training.batch_size is {part.batch_size}; {data * fsdp} devices and {part.parts} parts must share "
+            f"it evenly, so make it a multiple of {unit}."
+        )
+    return unit
 
 
 def parallelize(make_step: Callable[..., Step], mesh: Mesh, *, mapping: str = "jit") -> Parallel:

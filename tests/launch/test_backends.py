@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_the_record_of_a_launch_brings_it_back(backend, place):
     if backend != "local":  # whose processes meet at another address each time
         assert make_backend(back.backend).start(back.launch) == make_backend(spec).start(launch)
     with pytest.raises(ValueError, match="'toy' was launched before: see `status toy`"):
-        record.check_new("toy")
+        record.check_new(back, again=False)
+    record.check_new(back, again=True)
     with pytest.raises(ValueError, match="no launch is called 'tyo'. Did you mean 'toy'"):
         record.read("tyo")
 
@@ -123,7 +125,7 @@ def test_the_record_of_a_launch_brings_it_back(backend, place):
 def test_identifiers_are_refused_by_name(backend, option, value):
     given = {name: said for name, said in OPTIONS[backend].items() if name != "setup"}
     with pytest.raises(ValueError, match=option):
-        make_backend({"name": backend, **given, option: value})
+        make_backend({"name": backend, **given, option: value}).refuse(Job("a", "toy.py", Path("/runs/a")))
 
 
 def test_names_are_those_that_every_place_takes():

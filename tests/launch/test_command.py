@@ -39,7 +39,10 @@ MISTAKES = {
         ["--name=Toy 1"],
         "--name is 'Toy 1'; it may have a-z, 0-9 and -, from a letter on, up to 40. For example toy-1.",
     ),
-    "nameless": (["--workdir=runs/__"], "--name is ''; it may have a-z, 0-9 and -"),
+    "nameless": (
+        ["--workdir=runs/__"],
+        "of --workdir runs/__ no name can be made for the launch; give one, as in --name",
+    ),
     "repeats": (["--repeats=0"], "--repeats is 0"),
     "key": (["--config.training.stepz=5"], "config.training has no 'stepz'. Did you mean 'steps'?"),
     "value": (["--config.training.steps=many"], "invalid literal for int()"),

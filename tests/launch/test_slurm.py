@@ -1,6 +1,7 @@
 """The script of an array: what its processes are given, and when a job goes back into the queue."""
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,10 +96,23 @@ def test_the_request_says_what_was_asked(tmp_path):
         ({"gpus": -1}, "--gpus is -1"),
         ({"time": "soon"}, "--time is 'soon'; it must be minutes"),
         ({"nodes": 2, "gpus": 8, "tasks": 1}, "of several processes each has one GPU: leave --tasks out"),
-        ({"setup": "nowhere.sh"}, "--setup nowhere.sh is no file"),
         ({"memory": "1 G"}, "--memory is '1 G'"),
     ],
 )
 def test_requests_that_cannot_be_meant_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_backend({"name": "slurm", "time": "1:00:00", **options})
+
+
+@pytest.mark.parametrize(
+    "time", ["30", "0", "90:00", "100:00:00", "7-0", "2-12", "1-23:59:59", "UNLIMITED", "unlimited", "INFINITE"]
+)
+def test_times_are_taken_as_sbatch_takes_them(time):
+    _, run = slurm(time=time).start(Launch("toy", (hostile_job("a", Path("a")),)))
+    assert isinstance(run, Run) and f"--time={time}" in run.words
+
+
+@pytest.mark.parametrize("time", ["", "1:2:3:4", "99:99:99", "1-24", "1-2-3", "-5", "1:60", "\u0663\u0660", "5\n"])
+def test_times_that_no_clock_shows_are_refused(time):
+    with pytest.raises(ValueError, match="--time is"):
+        slurm(time=time)
