@@ -134,9 +134,9 @@ def note_end(workdir: Path, step: int, config: ConfigDict) -> None:
     write_json(workdir / "finished.json", {"step": step, "evaluation": plain(config.evaluation)})
 
 
-def ended(workdir: Path) -> bool:
-    """Say whether the folder holds a run that has come to its last step, or did so before it was given more."""
-    return (workdir / "finished.json").exists()
+def under_way(workdir: Path) -> bool:
+    """Say whether a folder holds a run that has trained and not come to its last step; an imported one has not."""
+    return (workdir / "metrics.jsonl").exists() and not (workdir / "finished.json").exists()
 
 
 def finished(workdir: Path, config: ConfigDict) -> bool:

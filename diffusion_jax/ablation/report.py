@@ -16,7 +16,7 @@ from diffusion_jax import plots
 from diffusion_jax.ablation import pictures, tables
 from diffusion_jax.ablation.rows import Row, arms_of, metrics_of, name_of, read_rows
 from diffusion_jax.files import check_folder, replacing
-from diffusion_jax.workdir import ended
+from diffusion_jax.workdir import under_way
 
 MOST_PICTURES = 16  # of samples in a page
 
@@ -42,7 +42,7 @@ def prepare(
     notes = [
         *notes,
         *(f"{workdir} has no cards, and is not in the tables" for workdir in workdirs if workdir not in measured),
-        *(f"{workdir} has not come to its end" for workdir in workdirs if workdir in measured and not ended(workdir)),
+        *(f"{workdir} has not come to its end" for workdir in workdirs if workdir in measured and under_way(workdir)),
     ]
     arms = arms_of(rows)
     if cumulative and len(arms) > len(tables.LETTERS):

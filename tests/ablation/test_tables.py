@@ -194,7 +194,9 @@ def test_a_report_says_what_it_does_not_show(tmp_path):
         write_run(tmp_path / f"{spec['name']}-{seed}", config(spec, seed), [card(seed)])
         for spec, seed in ((cosine, 0), (cosine, 1), (linear, 0))
     ]
-    for folder in folders[:2]:
+    for folder in (folders[0], folders[2]):
+        (folder / "metrics.jsonl").write_text("")
+    for folder in folders[:1]:
         (folder / "finished.json").write_text('{"step": 5}')
     empty = write_run(tmp_path / "empty", config(linear, 1), [])
     made = report.prepare([*folders, empty], tmp_path / "out", notes=["x failed"])
@@ -203,6 +205,7 @@ def test_a_report_says_what_it_does_not_show(tmp_path):
         text = (tmp_path / "out" / page).read_text()
         assert "x failed" in text and f"{empty} has no cards" in text
         assert f"{folders[2]} has not come to its end" in text and f"{folders[0]} has not" not in text
+        assert f"{folders[1]} has not" not in text  # as one that was imported
     assert "seeds: 0, 1; `schedule linear` has 0. Differences are to `schedule cosine`" in made.words[0]
     assert "to the row above" in report.prepare(folders, tmp_path, cumulative=True).words[0]
     with pytest.raises(ValueError, match="leave --baseline out"):
