@@ -44,7 +44,7 @@ def prepare(config: Any, folder: Path) -> Run:
     shard = jax.process_index(), jax.process_count()
     training = make_training(config, shard=shard)
     mesh = make_mesh(sizes=part.mesh)
-    check_batch(part, mesh.shape["data"], mesh.shape["fsdp"])
+    check_batch(part, mesh.shape)
     make_sampler(config, training.model, training.batches.info)  # says its errors, as does the next
     check_hints(config, training.model)
     check_beside(training.model)

@@ -40,15 +40,17 @@ def read_rows(workdirs: Iterable[Path]) -> list[Row]:
     if not any(cards for _, _, cards in held):
         where = ", ".join(str(workdir) for workdir, *_ in held) or "no folder"
         raise ValueError(f"report: there are no cards in {where}; evaluate the runs first.")
-    found = _rows(held, FREE)
-    if _same(found):
-        found = _rows(held, SAID_ELSEWHERE)  # what a run may change is what tells these apart
-    for one, other in _same(found):
-        raise ValueError(
-            f"report: {one} and {other} are the same arm from the same seed, of which one would hide the other; leave "
-            "one of them out."
-        )
-    return found
+    same = []
+    for free in (FREE, SAID_ELSEWHERE):  # where nothing else does, what a run may change tells two folders apart
+        found = _rows(held, free)
+        same = _same(found)
+        if not same:
+            return found
+    one, other = same[0]
+    raise ValueError(
+        f"report: {one} and {other} are the same arm from the same seed, of which one would hide the other; leave one "
+        "of them out."
+    )
 
 
 def arms_of(rows: Sequence[Row]) -> list[Mapping[str, str]]:
@@ -90,11 +92,12 @@ def _rows(held, free):
     configs = [_entries(config, free) for _, config, _ in held]
     trained = _telling(configs)
     every = [card.samples for _, _, cards in held for card in cards]
-    ways = _telling([_way(samples, every) for samples in every])
+    drawn = [_way(samples, every) for samples in every]
+    ways, rest = _telling(drawn), iter(drawn)
     found = []
     for (workdir, config, cards), entries in zip(held, configs, strict=True):
         for card in cards:
-            way = _way(card.samples, every)
+            way = next(rest)
             arm = {key: shown(entries.get(key), [one.get(key) for one in configs]) for key in trained}
             arm |= {key: shown(way.get(key), ()) for key in ways}
             found.append(Row(workdir, config["seed"], arm, card, way))

@@ -71,10 +71,11 @@ def carry_out(actions: Sequence[Action], *, pause: Callable[[float], None] = tim
     return said
 
 
-def missing(actions: Sequence[Action]) -> list[str]:
-    """Return the commands that actions run and that this machine does not have."""
-    runs = [run for action in actions for run in getattr(action, "runs", (action,)) if isinstance(run, Run)]
-    return [word for word in dict.fromkeys(run.words[0] for run in runs) if shutil.which(word) is None]
+def check_commands(actions: Sequence[Action]) -> None:
+    """Refuse actions of which this machine does not have the command."""
+    for run in [run for action in actions for run in getattr(action, "runs", (action,)) if isinstance(run, Run)]:
+        if shutil.which(run.words[0]) is None:
+            raise ValueError(_absent(run))
 
 
 def write(file: Write) -> None:
@@ -99,7 +100,11 @@ def _begun(run):
     try:
         return subprocess.Popen(run.words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
     except FileNotFoundError:
-        raise Failed(f"there is no '{run.words[0]}' on this machine; install it, or launch where it is.") from None
+        raise Failed(_absent(run)) from None
+
+
+def _absent(run):
+    return f"there is no '{run.words[0]}' on this machine; install it, or launch where it is."
 
 
 def _ended(process, run):

@@ -42,11 +42,11 @@ class Backend(NamedTuple):
     """
 
     start: Callable[[Launch], Sequence[Action]]
+    devices: Callable[[], tuple[int, int]]
     status: Callable[[Launch], Sequence[Action]] | None = None
     logs: Callable[[Launch], Sequence[Action]] | None = None
     stop: Callable[[Launch], Sequence[Action]] | None = None
     run: Callable[[Launch, Callable[[str], None]], Iterator[Ended]] | None = None
     refuse: Callable[[Job], None] = lambda job: None
-    devices: Callable[[], tuple[int, int]] | None = None
     topology: str = ""
     note: str = ""

@@ -28,8 +28,7 @@ def command(job: Job, *, python: str = sys.executable) -> list[str]:
 
 def repeated(job: Job, repeats: int, *, seed: int = 0) -> tuple[Job, ...]:
     """Return a job as often as asked, each from its own seed, counted from `seed`, and in its own folder below it."""
-    if repeats < 1:
-        raise ValueError(f"--repeats is {repeats}; it must be 1 or more.")
+    check_counts({"repeats": (repeats, 1)})
     if repeats == 1:
         return (job,)
     return tuple(
@@ -63,7 +62,8 @@ def _literal(value):
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key!r}: {_literal(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, tuple | list):
-        return f"({''.join(f'{_literal(inner)}, ' for inner in value)[: -1 if len(value) == 1 else -2]})"
+        inside = ", ".join(map(_literal, value))
+        return f"({inside},)" if len(value) == 1 else f"({inside})"
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"
     return repr(value)
@@ -87,6 +87,13 @@ def check_label(name: str, what: str) -> str:
         example = f" For example {label(name)}." if label(name) else ""
         raise ValueError(f"{what} is '{name}'; it may have a-z, 0-9 and -, from a letter on, up to 40.{example}")
     return name
+
+
+def check_counts(counts: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse a value of an option that is less than its least; both stand after its name."""
+    for name, (value, least) in counts.items():
+        if value < least:
+            raise ValueError(f"--{name} is {value}; it must be {least} or more.")
 
 
 def check_script(path: str, option: str) -> None:

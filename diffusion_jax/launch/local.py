@@ -24,7 +24,7 @@ from diffusion_jax.files import check_folder
 from diffusion_jax.launch.action import Run, Together
 from diffusion_jax.launch.backend import Backend, Ended
 from diffusion_jax.launch.distributed import described
-from diffusion_jax.launch.job import Job, command
+from diffusion_jax.launch.job import Job, check_counts, command
 from diffusion_jax.training.loop import PREEMPTED
 
 MISTAKE = 2  # the exit code of a request that cannot be carried out, as often as it is tried
@@ -47,9 +47,7 @@ ALONE = How()
 
 def local(*, processes: int = 1, restarts: int = 3, parallel: int = 1) -> Backend:
     """Run jobs here, each as so many processes, and start one again that died, so often without progress."""
-    for name, value, least in (("processes", processes, 1), ("restarts", restarts, 0), ("parallel", parallel, 1)):
-        if value < least:
-            raise ValueError(f"--{name} is {value}; it must be {least} or more.")
+    check_counts({"processes": (processes, 1), "restarts": (restarts, 0), "parallel": (parallel, 1)})
     how = How(processes, restarts)
     return Backend(
         start=lambda launch: [together(job, how, free_address()) for job in launch.jobs],

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from diffusion_jax.launch.action import Action, Run, Write
 from diffusion_jax.launch.backend import Backend, Launch
 from diffusion_jax.launch.distributed import VARIABLE
-from diffusion_jax.launch.job import check_script, command
+from diffusion_jax.launch.job import check_counts, check_script, command
 from diffusion_jax.launch.local import MISTAKE
 from diffusion_jax.launch.record import FOLDER
 from diffusion_jax.training.loop import PREEMPTED
@@ -63,9 +63,7 @@ def slurm(
     """Run the jobs as one array; see docs/launching.md for the options."""
     counts = {"nodes": (nodes, 1), "gpus": (gpus, 0), "tasks": (tasks, 0), "cpus": (cpus, 0)}
     counts |= {"parallel": (parallel, 0), "warning": (warning, 0), "restarts": (restarts, 0)}
-    for name, (value, least) in counts.items():
-        if value < least:
-            raise ValueError(f"--{name} is {value}; it must be {least} or more.")
+    check_counts(counts)
     if gpus and tasks not in (0, gpus) and nodes * tasks > 1:
         raise ValueError(
             f"--tasks is {tasks} and --gpus {gpus}; of several processes each has one GPU: leave --tasks out."

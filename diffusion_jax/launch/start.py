@@ -6,7 +6,7 @@ import jax
 
 from diffusion_jax.files import check_folder
 from diffusion_jax.launch import record
-from diffusion_jax.launch.action import Failed, carry_out, missing, script
+from diffusion_jax.launch.action import Failed, carry_out, check_commands, script
 from diffusion_jax.launch.backend import Backend
 from diffusion_jax.training.parallel import check_batch, mesh_shape
 from diffusion_jax.workdir import refuse_in_use
@@ -21,19 +21,15 @@ def refuse(backend: Backend, made: record.Record, *, again: bool, dry_run: bool 
     for job in made.launch.jobs:
         refuse_in_use(job.workdir)
     check_folder(record.FOLDER, "where launches are noted")
-    for word in missing(backend.start(made.launch)):
-        raise ValueError(f"there is no '{word}' on this machine; install it, or launch where it is.")
+    check_commands(backend.start(made.launch))
     record.check_new(made, again=again or backend.stop is None)  # what runs in this process has ended with it
 
 
 def refuse_share(backend: Backend, *configs: Any) -> None:
     """Raise an error if the devices that a job has there cannot share a config's mesh or batch."""
-    if backend.devices is None:
-        return
     count, local = backend.devices()
     for config in configs:
-        data, fsdp, _ = mesh_shape(count, local, sizes=config.training.mesh)
-        check_batch(config.training, data, fsdp)
+        check_batch(config.training, mesh_shape(count, local, sizes=config.training.mesh))
 
 
 def start(made: record.Record, backend: Backend) -> None:

@@ -25,7 +25,7 @@ from diffusion_jax.launch import source
 from diffusion_jax.launch.action import PAUSE, Action, Failed, Run, Write, carry_out
 from diffusion_jax.launch.backend import Backend, Ended, Launch
 from diffusion_jax.launch.distributed import VARIABLE
-from diffusion_jax.launch.job import Job, check_image, check_label, check_script, command
+from diffusion_jax.launch.job import Job, check_counts, check_image, check_label, check_script, command
 from diffusion_jax.launch.record import FOLDER
 from diffusion_jax.launch.topology import Topology, read_topology
 from diffusion_jax.naming import lookup
@@ -42,7 +42,7 @@ class Slice(NamedTuple):
     where: tuple[str, ...]  # the options that every gcloud command has
     asked: tuple[str, ...]  # further options of the request
     image: str
-    setup: str  # the path of a script
+    setup: str
     keep: bool
     restarts: int
 
@@ -60,8 +60,7 @@ def tpu(
     restarts: int = 3,
 ) -> Backend:
     """Run each job on a slice of its own; see docs/launching.md for the options."""
-    if restarts < 0:
-        raise ValueError(f"--restarts is {restarts}; it must be 0 or more.")
+    check_counts({"restarts": (restarts, 0)})
     where = [f"--zone={check_label(zone, '--zone')}"]
     if project:
         where.append(f"--project={check_label(project, '--project')}")
@@ -70,7 +69,7 @@ def tpu(
         tuple(where),
         lookup(CAPACITIES, capacity, "capacity"),
         check_image(image),
-        setup,
+        Path(setup).read_text(encoding="utf-8") if Path(setup).is_file() else "",  # if not, no job is started
         keep,
         restarts,
     )
@@ -80,7 +79,7 @@ def tpu(
         logs=lambda launch: [_tail(asked, launch.name_of(job)) for job in launch.jobs],
         stop=lambda launch: [_give_back(asked, launch.name_of(job)) for job in launch.jobs],
         run=partial(run, asked) if watch else None,
-        refuse=partial(_refuse, asked),
+        refuse=partial(_refuse, asked, setup),
         devices=lambda: (asked.topology.chips, asked.topology.chips // asked.topology.hosts),
         topology=topology,
         note="the workdir must be a folder that all workers share: NFS, or a bucket mounted by --setup",
@@ -175,8 +174,8 @@ def _start(asked, name, job) -> list[Action]:
     return [*_files(asked, name, job), _ask(asked, name), waited, _send(asked, name), begin]
 
 
-def _refuse(asked: Slice, job: Job) -> None:
-    check_script(asked.setup, "--setup")
+def _refuse(asked: Slice, setup: str, job: Job) -> None:
+    check_script(setup, "--setup")
     if str(job.workdir).startswith("gs:/") or not job.workdir.is_absolute():
         raise ValueError(
             f"--workdir {job.workdir} is no folder that all workers share; it must begin with /. Mount a bucket by a "
@@ -191,8 +190,7 @@ def _refuse(asked: Slice, job: Job) -> None:
 def _files(asked, name, job) -> list[Action]:
     made: list[Action] = [Write(FOLDER / f"{name}.sh", worker_script(asked, name, job))]
     if asked.setup:
-        text = Path(asked.setup).read_text(encoding="utf-8")
-        made.append(Write(FOLDER / f"{name}.setup.sh", text.rstrip("\n") + "\n"))
+        made.append(Write(FOLDER / f"{name}.setup.sh", asked.setup.rstrip("\n") + "\n"))
     return made if asked.image else [*made, source.packed(FOLDER / f"{name}.tar.gz")]
 
 

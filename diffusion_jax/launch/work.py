@@ -62,7 +62,7 @@ def training_work(config: Any, devices: Sequence[Any]) -> Work:
     if part.mapping != "jit":
         raise ValueError(f"config.training.mapping is {part.mapping}; what is planned for is mapping=jit.")
     mesh = make_mesh(devices, sizes=part.mesh)
-    unit = check_batch(part, mesh.shape["data"], mesh.shape["fsdp"])
+    unit = check_batch(part, mesh.shape)
     _training(config, part.batch_size)
 
     def build(batch):

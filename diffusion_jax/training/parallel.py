@@ -48,11 +48,12 @@ def make_mesh(devices: Any = None, *, sizes: Mapping[str, int] | None = None) ->
     """Arrange the devices, all by default, along the axes; one size may be -1, which takes what is left."""
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
     local = sum(device.process_index == devices[0].process_index for device in devices)
-    return Mesh(devices.reshape(mesh_shape(devices.size, local, sizes=sizes)), AXES)
+    shape = mesh_shape(devices.size, local, sizes=sizes)
+    return Mesh(devices.reshape(tuple(shape.values())), AXES)
 
 
-def mesh_shape(count: int, local: int, *, sizes: Mapping[str, int] | None = None) -> tuple[int, int, int]:
-    """Return the sizes of a mesh of so many devices, `local` of them in a process; see `make_mesh`."""
+def mesh_shape(count: int, local: int, *, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return the axes and sizes of a mesh of so many devices, `local` of them in a process; see `make_mesh`."""
     asked = {DATA: -1, FSDP: 1, TENSOR: 1, **dict(sizes or {})}
     for name in asked:
         if name not in AXES:
@@ -67,20 +68,21 @@ def mesh_shape(count: int, local: int, *, sizes: Mapping[str, int] | None = None
             f"the mesh is {shown}, which {count} devices do not fill: their product must be {count}, or divide it "
             "where one size is -1."
         )
-    data, fsdp, tensor = (count // fixed if asked[name] == -1 else asked[name] for name in AXES)
-    if tensor > 1 and count > local and local % tensor:
+    shape = {name: count // fixed if asked[name] == -1 else asked[name] for name in AXES}
+    if shape[TENSOR] > 1 and count > local and local % shape[TENSOR]:
         raise ValueError(f"the mesh is {shown}; tensor must divide the {local} devices of a host.")
-    return data, fsdp, tensor
+    return shape
 
 
-def check_batch(part: Any, data: int, fsdp: int) -> int:
+def check_batch(part: Any, shape: Mapping[str, int]) -> int:
     """Return what the batches of a config's `training` must be multiples of on such a mesh, or refuse its batch."""
+    shares = shape[DATA] * shape[FSDP]
     if part.parts < 1:
         raise ValueError(f"config.training.parts is {part.parts}; it must be 1 or more.")
-    unit = data * fsdp * part.parts
+    unit = shares * part.parts
     if part.batch_size < 1 or part.batch_size % unit:
         raise ValueError(
-            f"config.training.batch_size is {part.batch_size}; {data * fsdp} devices and {part.parts} parts must share "
+            f"config.training.batch_size is {part.batch_size}; {shares} devices and {part.parts} parts must share "
             f"it evenly, so make it a multiple of {unit}."
         )
     return unit

@@ -16,9 +16,8 @@ from diffusion_jax.launch.job import Job, plainly
 from diffusion_jax.launch.job import command as words
 from diffusion_jax.training.loop import PREEMPTED
 from diffusion_jax.workdir import note_end, open_workdir, plain
-from tests.runs import CONFIGS
+from tests.runs import CONFIGS, TOY
 
-TOY = f"{CONFIGS / 'toy_2d.py'}:smoke"
 FOLDER = CONFIGS.parent / "experiments" / "ablations"
 ABLATIONS = sorted({*FOLDER.glob("*.py")} - {FOLDER / "scales.py"})
 
@@ -159,14 +158,13 @@ def test_where_a_report_cannot_be_written_is_said_before_the_work(tmp_path, caps
         "from diffusion_jax.ablation.question import Ablation\n"
         f"def get_ablation(mode):\n    return Ablation('Wide?', {TOY!r}, {GRID}, 'sliced_distance', samples=20)\n"
     )
-    for out, what in (("file", "a file"), ("file/under", "a file")):
+    for out in ("file", "file/under"):
         asked = ["sweep", str(tmp_path / "wide.py"), "--out", str(tmp_path / out)]
-        one_line(capsys, asked, f"--out is .* is {what}; give another folder")
-        one_line(
-            capsys, ["plan", "--config", TOY, "--out", str(tmp_path / "file" / "a.json")], "--out is .*file is a file"
-        )
-    one_line(capsys, ["plan", "--config", TOY, "--out", str(tmp_path)], "--out is .* which is a folder; give a file")
-    one_line(capsys, ["plan", "--config", TOY, "--out", "/proc/zz/a.json"], "a folder that cannot be written to")
+        one_line(capsys, asked, "--out is .* is a file; give another folder")
+    plan = ["plan", "--config", TOY, "--out"]
+    one_line(capsys, [*plan, str(tmp_path / "file" / "a.json")], "--out is .*file is a file")
+    one_line(capsys, [*plan, str(tmp_path)], "--out is .* which is a folder; give a file")
+    one_line(capsys, [*plan, "/proc/zz/a.json"], "a folder that cannot be written to")
 
 
 def test_seeds_share_the_order_of_the_data_across_arms(tmp_path):

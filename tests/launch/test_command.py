@@ -11,20 +11,9 @@ from diffusion_jax.launch import record
 from diffusion_jax.launch.job import command
 from diffusion_jax.workdir import open_workdir, read_config
 from tests.launch.stand_ins import calls, stand_in
-from tests.runs import CONFIGS
+from tests.runs import TOY, launch
 
-TOY = f"{CONFIGS / 'toy_2d.py'}:smoke"
 SLURM = ("--backend=slurm", "--time=1:00:00")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def launch(*more, workdir="runs/toy"):
-    return run(["launch", "--config", TOY, "--workdir", workdir, "--nocheck", *more])
 
 
 MISTAKES = {

@@ -15,10 +15,9 @@ from diffusion_jax.launch.plan import Plan, largest_batch, make_plan, row, told
 from diffusion_jax.launch.traffic import Collective, Traffic
 from diffusion_jax.launch.work import Found, Work, memory_of, training_work
 from diffusion_jax.training.chips import CHIPS, GIB
-from tests.runs import CONFIGS
+from tests.runs import CONFIGS, TOY
 
 SMOKE = f"{CONFIGS / 'quickstart.py'}:smoke"
-POINTS = f"{CONFIGS / 'toy_2d.py'}:smoke"
 CHIP = CHIPS["TPU v5e"]
 
 
@@ -129,7 +128,7 @@ def test_mistakes_are_said_before_anything_is_compiled(arguments, message, capsy
 def planned(topology, **values):
     """Plan the step of a small network for TPUs."""
     network = {"name": "mlp", "width": 256, "depth": 2}
-    config = changed(load_config(POINTS), {"training.batch_size": 64, "network": network, **values})
+    config = changed(load_config(TOY), {"training.batch_size": 64, "network": network, **values})
     return make_plan(training_work(config, devices_of(topology)), largest=False)
 
 

@@ -2,36 +2,36 @@
 
 import json
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from diffusion_jax.cli import arguments
 from diffusion_jax.cli.main import run
 from diffusion_jax.launch import record
+from diffusion_jax.launch.action import Write
+from diffusion_jax.launch.backend import Launch
 from diffusion_jax.launch.backends import make_backend
+from diffusion_jax.launch.job import Job
 from diffusion_jax.workdir import open_workdir
 from tests.launch.stand_ins import calls, executable, stand_in
-from tests.runs import CONFIGS
+from tests.runs import TOY
+from tests.runs import launch as launch_toy
 
-TOY = f"{CONFIGS / 'toy_2d.py'}:smoke"
 SLURM = ("--backend=slurm", "--time=1:00:00")
 TPU = ("--backend=tpu", "--zone=us-west4-a", "--topology=v5e:4x4", "--image=registry/dj:1")
 PODS = ("--backend=kubernetes", "--image=registry/dj:1", "--volume=claim:runs:/runs")
 CLOUD = ("sbatch", "squeue", "scancel", "kubectl", "gcloud")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+launch = partial(launch_toy, workdir="/runs/toy")  # which pods and slices take
 
 
-def launch(*more, workdir="/runs/toy"):
-    return run(["launch", "--config", TOY, "--workdir", workdir, "--nocheck", *more])
-
-
-def refused(capsys, here, *argv, workdir="/runs/toy"):
+def refused(capsys, here, *argv, workdir=""):
     """Launch what is refused in one line, and return the line; nothing is written."""
+    away = any(word.startswith("--backend") for word in argv)
+    workdir = workdir or ("/runs/toy" if away else "toy")
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert launch(*argv, workdir=workdir) == 2
     said = capsys.readouterr().err
@@ -60,9 +60,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(case, here, capsys, mo
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     log = stand_in(here / "bin", monkeypatch, *CLOUD)
     argv, answer = SHARES[case]
-    assert answer in refused(
-        capsys, here, *argv, workdir=str(here / "toy") if "--backend" not in argv[0] else "/runs/toy"
-    )
+    assert answer in refused(capsys, here, *argv)
     assert not calls(log)
 
 
@@ -79,23 +77,20 @@ def test_devices_are_those_that_a_job_gets(monkeypatch):
     }
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=5")
     for expected, spec in cases.items():
-        devices = make_backend(spec).devices
-        assert devices is not None and devices() == expected
+        assert make_backend(spec).devices() == expected
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(ValueError, match="JAX finds no devices on this machine"):
-        make_backend({"name": "local"}).devices()  # pyright: ignore
+        make_backend({"name": "local"}).devices()
 
 
 def test_an_old_job_can_be_stopped_until_there_is_a_new_one(here, capsys, monkeypatch):
     """A second launch keeps the number of the first until it has its own, and then says how the first is ended."""
     stand_in(here / "bin", monkeypatch, *CLOUD, answers={"sbatch": ("7", 0)})
     assert launch(*SLURM) == 0
-    look = (
-        f"#!{sys.executable}\nimport pathlib, sys\nprint(pathlib.Path('launches/toy.json').read_text())\nsys.exit(1)\n"
-    )
-    executable(here / "bin" / "sbatch", look)
+    executable(here / "bin" / "sbatch", "#!/bin/sh\ncp launches/toy.json meanwhile.json\nexit 1\n")
     with pytest.raises(SystemExit, match="exit code 1"):
         launch(*SLURM, "--again")
+    assert json.loads((here / "meanwhile.json").read_text())["said"] == ["7"]
     assert record.read("toy").launch.said == ("7",)
     capsys.readouterr()
     assert run(["stop", "toy", "--dry_run"]) == 0
@@ -121,7 +116,7 @@ def test_a_launch_elsewhere_is_not_forgotten(case, again, here, capsys, monkeypa
     assert launch(*TPU) == 0
     capsys.readouterr()
     argv, answer = ELSEWHERE[case]
-    said = refused(capsys, here, *argv, *again, workdir=str(here / "toy") if case == "here" else "/runs/toy")
+    said = refused(capsys, here, *argv, *again)
     assert answer in said and "remove launches/toy.json when that has ended" in said
 
 
@@ -148,16 +143,25 @@ def test_folders_that_cannot_be_made_are_refused(here, capsys):
     assert "launches is a file" in refused(capsys, here, workdir="toy")
 
 
-@pytest.mark.parametrize("options", [("slurm", "--time=1:00:00"), TPU[0:1] + TPU[1:]])
+@pytest.mark.parametrize("options", [SLURM, TPU])
 def test_what_is_launched_is_found_without_the_script_that_prepared_it(options, here, capsys, monkeypatch):
     stand_in(here / "bin", monkeypatch, *CLOUD, answers={"sbatch": ("7", 0), "describe": ("ACTIVE", 0)})
-    options = ("--backend=slurm", *options[1:]) if options[0] == "slurm" else options
     assert "--setup setup.sh is no file" in refused(capsys, here, *options, "--setup=setup.sh")
     (here / "setup.sh").write_text("true\n")
     assert launch(*options, "--setup=setup.sh") == 0
     (here / "setup.sh").unlink()
     for asked in ("status", "logs", "stop"):
         assert run([asked, "toy", "--dry_run"]) == 0
+
+
+def test_the_script_of_a_launch_is_what_it_was_when_it_was_launched(here):
+    """A slice is asked for, and asked for again, for hours; what prepares its workers does not change under it."""
+    (here / "setup.sh").write_text("true\n")
+    spec = {"name": "tpu", "topology": "v5e:4x4", "zone": "a-b", "image": "a/b:1", "setup": "setup.sh"}
+    backend, job = make_backend(spec), Job("toy", TOY, Path("/runs/toy"))
+    (here / "setup.sh").unlink()
+    written = [action.text for action in backend.start(Launch("toy", (job,))) if isinstance(action, Write)]
+    assert written[1] == "true\n"
 
 
 def test_failures_that_are_less_than_none_are_refused(here, capsys):
